@@ -1,0 +1,1 @@
+"""The merge engine: sources, checkpoints, architectures, the live model and the merge to disk."""

@@ -1,0 +1,1 @@
+"""Fitness: lm-eval tasks prepared once and scored many times, and Python functions."""

@@ -1,0 +1,128 @@
+"""What a merge method is: a torch-free spec, and two phases on tensors.
+
+``prepare`` does once, per tensor, what does not depend on the searched numbers; ``apply`` does the rest for every
+candidate, straight into the live parameter. A method knows tensors and nothing of models, files or architectures.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Value = float | int | bool | str
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """One number or choice of a method.
+
+    Attributes:
+        name: evomerge's name (``coefficient``, ``density``, ``lambda``, ``normalize``, ``t``).
+        per: ``expert`` = one value for each expert, ``merge`` = one value.
+        kind: type of the value.
+        default: value when the recipe names none; None = required.
+        low: smallest sensible value of a search, inclusive.
+        high: largest sensible value of a search, inclusive.
+        structural: True when changing it needs a new ``prepare``.
+        choices: values of a ``choice``.
+        mergekit_name: the same thing in mergekit's dialect, None when it has none.
+        description: one line.
+    """
+
+    name: str
+    per: Literal["expert", "merge"]
+    kind: Literal["float", "int", "bool", "choice"]
+    default: Value | None
+    low: float = 0.0
+    high: float = 1.0
+    structural: bool = False
+    choices: tuple[str, ...] = ()
+    mergekit_name: str | None = None
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """What evomerge knows of a method without importing torch. The only place its hyperparameters are declared."""
+
+    name: str
+    title: str
+    hyperparameters: tuple[Hyperparameter, ...]
+    target: str  # "module:Class", imported on first use
+    needs_base: bool
+    min_experts: int = 1
+    max_experts: int | None = None
+    stochastic: bool = False
+    paper: str = ""
+    arxiv: str = ""
+
+    def hyperparameter(self, name: str) -> Hyperparameter:
+        """The hyperparameter of that name.
+
+        Raises:
+            KeyError: the method has none of that name.
+        """
+        for parameter in self.hyperparameters:
+            if parameter.name == name:
+                return parameter
+        raise KeyError(name)
+
+
+@dataclass(frozen=True)
+class TensorContext:
+    """What a stochastic method may derive its masks from.
+
+    ``expert_keys`` are stable names of the experts (never their position), so that reordering experts changes nothing.
+    """
+
+    name: str
+    seed: int
+    expert_keys: tuple[str, ...]
+
+
+class MergeMethod(ABC):
+    """A merge method in two phases. Instances are stateless; all state is what ``prepare`` returned.
+
+    Contract, checked over every registered method: inputs are never modified; arithmetic is fp32 whatever the storage
+    dtype, with one cast into ``out``; same inputs and seed give the same bits on any device; ``apply`` after any other
+    ``apply`` gives the same as the first; permuting experts with their values changes nothing beyond rounding.
+    """
+
+    @abstractmethod
+    def prepare(
+        self,
+        base: Tensor | None,
+        experts: Sequence[Tensor],
+        structural: Mapping[str, Value],
+        context: TensorContext,
+    ) -> Any:
+        """State of one tensor for any later coefficients.
+
+        Args:
+            base: the base model's tensor, any shape and float dtype; None for methods without one.
+            experts: E tensors of the same shape.
+            structural: values of the structural hyperparameters.
+            context: tensor name, seed and expert keys.
+
+        Returns:
+            An object whose extra memory is ``state_bytes(state)``; it may keep references to base and experts.
+        """
+
+    @abstractmethod
+    def apply(self, state: Any, values: Mapping[str, Value | Sequence[float]], out: Tensor) -> None:
+        """Write the merged tensor into ``out`` (same shape, any float dtype), in place.
+
+        Args:
+            state: what ``prepare`` returned.
+            values: every non-structural hyperparameter: a number per merge, a sequence ``(E,)`` per expert.
+            out: the live parameter; must not share memory with base or experts.
+        """
+
+    def state_bytes(self, state: Any) -> int:
+        """Bytes the state holds beyond base and experts."""
+        return 0

@@ -1,0 +1,154 @@
+"""The recipe: the one complete, frozen description of a merged model.
+
+A recipe materialises to the same bits anywhere: it names its models, its method, every number, and the seed of random
+masks. Values resolve per tensor: the first rule that matches the tensor (and expert) wins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+Scalar = float | int | bool | str
+
+COMPONENTS = ("attention", "mlp", "norms", "embeddings", "head", "other")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on disk, on the hub or in the zoo, optionally with a LoRA adapter baked in.
+
+    Attributes:
+        model: hub id, local directory, or ``zoo:<name>``.
+        revision: hub revision of ``model``.
+        adapter: hub id or local directory of a LoRA adapter.
+        adapter_revision: hub revision of ``adapter``.
+    """
+
+    model: str
+    revision: str | None = None
+    adapter: str | None = None
+    adapter_revision: str | None = None
+
+    def __str__(self) -> str:
+        text = self.model + (f"@{self.revision}" if self.revision else "")
+        if self.adapter:
+            text += f"+{self.adapter}" + (f"@{self.adapter_revision}" if self.adapter_revision else "")
+        return text
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A value for the tensors it matches. A field that is None matches everything.
+
+    Attributes:
+        value: a scalar, or a gradient: two or more knots interpolated linearly over the blocks of ``blocks`` (over all
+            blocks when that is None). Tensors outside the blocks take the first knot (mergekit's convention).
+        blocks: half-open range of block indices ``(start, end)``; then tensors outside the blocks do not match.
+        component: one of COMPONENTS, or ``regex:<pattern>`` searched in the tensor name.
+        expert: name of an expert of the merge.
+        contains: plain substring of the tensor name (mergekit's filters).
+        outside_blocks: True matches only tensors outside the blocks.
+    """
+
+    value: Scalar | tuple[float, ...]
+    blocks: tuple[int, int] | None = None
+    component: str | None = None
+    expert: str | None = None
+    contains: str | None = None
+    outside_blocks: bool = False
+
+
+@dataclass(frozen=True)
+class Merge:
+    """One merge of experts, optionally around a base.
+
+    Attributes:
+        method: name of a registered merge method.
+        experts: (name, source) in a fixed order; a source may itself be a merge.
+        base: the common ancestor, or None.
+        parameters: (hyperparameter, rules), sorted by name; evomerge's hyperparameter names.
+        seed: seed of the random masks of stochastic methods; 0 for the others.
+    """
+
+    method: str
+    experts: tuple[tuple[str, Node], ...]
+    base: Node | None = None
+    parameters: tuple[tuple[str, tuple[Rule, ...]], ...] = ()
+    seed: int = 0
+
+    def rules(self, name: str) -> tuple[Rule, ...]:
+        """Rules of one hyperparameter, empty when the recipe leaves it at its default."""
+        return dict(self.parameters).get(name, ())
+
+
+Node = Source | Merge
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A merged model: what to merge, and how it is stored.
+
+    Attributes:
+        model: the root of the merge tree.
+        dtype: dtype of the merged weights (``bfloat16``, ``float16``, ``float32``), None = the base model's own.
+        tokenizer: whose tokenizer, config and generation config are used; None = the base model, else the first expert.
+    """
+
+    model: Node
+    dtype: str | None = None
+    tokenizer: Source | None = None
+    options: tuple[tuple[str, Scalar], ...] = field(default=())
+
+    @property
+    def recipe_id(self) -> str:
+        """First 16 hex digits of the SHA-256 of the canonical form."""
+        return hashlib.sha256(json.dumps(canonical(self), sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Every model named in the recipe, base first, each once, in tree order."""
+        return tuple(dict.fromkeys(_walk(self.model)))
+
+    @property
+    def reference(self) -> Source:
+        """The model that lends architecture, tokenizer and configuration."""
+        return self.tokenizer or next(_walk(self.model))
+
+
+def _walk(node: Node) -> Iterator[Source]:
+    if isinstance(node, Source):
+        yield node
+        return
+    if node.base is not None:
+        yield from _walk(node.base)
+    for _, expert in node.experts:
+        yield from _walk(expert)
+
+
+def canonical(thing: Any) -> Any:
+    """JSON-ready form in which equal recipes are equal: tagged nodes, default fields left out, no negative zeros."""
+    if isinstance(thing, Recipe | Merge | Source | Rule):
+        entries: dict[str, Any] = {"is": type(thing).__name__}
+        for name, default in _defaults(type(thing)).items():
+            value = getattr(thing, name)
+            if value != default or type(value) is not type(default):
+                entries[name] = canonical(value)
+        return entries
+    if isinstance(thing, tuple | list):
+        return [canonical(item) for item in thing]
+    if isinstance(thing, float):
+        return thing + 0.0 if thing != int(thing) or abs(thing) > 2**53 else int(thing)
+    return thing
+
+
+def _defaults(cls: type[Any]) -> dict[str, Any]:
+    missing = object()
+    return {
+        entry.name: missing if entry.default is dataclasses.MISSING else entry.default
+        for entry in dataclasses.fields(cls)
+    }

@@ -1,0 +1,1 @@
+"""Tables and summaries, from the store only."""

@@ -1,0 +1,1 @@
+"""Workers and executors: where candidates are merged and scored."""

@@ -1,0 +1,110 @@
+"""What runs candidates: the executor protocol, and the plain data that crosses its border."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from evomerge.recipes.recipe import Recipe, Source
+from evomerge.terms import Evaluation, SplitName
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """Everything a worker needs to build itself, picklable and small (no tensors).
+
+    Attributes:
+        base: the base model, which also lends architecture and tokenizer; None = the first expert does.
+        experts: (name, source) in the experiment's order.
+        fitness: plain dicts of the resolved fitness configs (see evaluation).
+        documents: the resolved document plan as plain JSON data (see evaluation).
+        dtype: ``auto``, ``bfloat16``, ``float16`` or ``float32``: dtype of the live model.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        threads: torch threads of this worker on CPU.
+        batch_size: documents of one forward block, None = each task's default.
+        state_memory_bytes: cap on prepared merge state, None = no cap.
+        import_paths: folders put on ``sys.path`` for ``python:`` fitness functions.
+    """
+
+    base: Source | None
+    experts: tuple[tuple[str, Source], ...]
+    fitness: tuple[dict[str, Any], ...]
+    documents: dict[str, Any]
+    dtype: str = "auto"
+    device: str = "auto"
+    threads: int = 1
+    batch_size: int | None = None
+    state_memory_bytes: int | None = None
+    import_paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One candidate to merge and score on one split.
+
+    ``key`` is unique in the run, for example ``c17`` (candidate), ``baseline:uniform_soup:held_out``.
+    """
+
+    key: str
+    recipe: Recipe
+    split: SplitName = "search"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished job. ``started``/``finished`` are Unix times; ``attempts`` counts from 1."""
+
+    job: Job
+    evaluation: Evaluation
+    worker: int
+    attempts: int
+    started: float
+    finished: float
+
+
+@dataclass(frozen=True)
+class WorkerReport:
+    """What a worker says of itself after start-up, for logs and the manifest."""
+
+    worker: int
+    device: str
+    dtype: str
+    model_bytes: int
+    memory_plan: str
+    start_seconds: float
+    notes: tuple[str, ...] = field(default=())
+
+
+class Executor(Protocol):
+    """Runs jobs on workers. One thread talks to an executor; results come back in any order.
+
+    A job is never lost: it ends in exactly one Outcome, with ``evaluation.failure`` set when every attempt failed.
+    """
+
+    @property
+    def num_workers(self) -> int:
+        """Jobs that can run at once."""
+        ...
+
+    @property
+    def num_pending(self) -> int:
+        """Jobs submitted whose outcome has not been handed out."""
+        ...
+
+    @property
+    def reports(self) -> tuple[WorkerReport, ...]:
+        """One report for each worker that has started."""
+        ...
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; returns at once (``inline`` runs it in the next ``wait``)."""
+        ...
+
+    def wait(self, timeout_seconds: float) -> list[Outcome]:
+        """Outcomes that have arrived, after at most the timeout; empty when none has."""
+        ...
+
+    def close(self) -> None:
+        """Stop workers and free everything, within seconds, also in the middle of jobs."""
+        ...

@@ -1,0 +1,133 @@
+"""The ask/tell contract every optimizer keeps.
+
+Order and ownership
+- ``ask`` draws one proposal; proposals are numbered 0, 1, 2, ... in ask order over the life of the optimizer.
+- ``tell`` takes ``tell_size`` results (any number when ``tell_size`` is 1), in ask order within the batch, each proposal
+  at most once. It leaves its arguments untouched.
+- The run log is the only saved state: a new optimizer built with the same arguments that sees the same sequence of ask
+  and tell calls gives the same proposals, bit for bit. No optimizer touches the global random state.
+- Fitness is maximised. A failed candidate is told as ``fitness=None``; each optimizer maps that to its own worst rank.
+  NaN and infinities are never told.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from evomerge.terms import Array, Gene, GeneKind
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A genotype to evaluate. ``genotype`` is inside the genes' bounds, whole where the gene is."""
+
+    index: int
+    genotype: Array
+    parent_indices: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """The fitness of a proposal, ``(M,)`` maximised, or None for a failure.
+
+    ``genotype`` is what was evaluated; it differs from the proposal's only when a replay on other hardware diverged.
+    """
+
+    index: int
+    genotype: Array
+    fitness: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an optimizer is built for.
+
+    Attributes:
+        genes: G genes.
+        num_objectives: M, the length of every told fitness.
+        seed: the only source of randomness.
+        evaluations: how many evaluations the budget allows, None when only time limits it.
+        noisy: True when candidates are scored on a subset of documents that may change or is small.
+        workers: how many candidates are evaluated at once.
+    """
+
+    genes: tuple[Gene, ...]
+    num_objectives: int
+    seed: int
+    evaluations: int | None = None
+    noisy: bool = False
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of an optimizer that a user may write in the experiment's ``optimizer`` mapping."""
+
+    name: str
+    kind: str  # "float" | "int" | "bool" | "choice" | "int_or_auto"
+    default: Any
+    description: str
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """What evomerge knows of an optimizer without importing its library."""
+
+    name: str
+    title: str
+    target: str  # "module:Class"
+    settings: tuple[Setting, ...] = ()
+    gene_kinds: frozenset[GeneKind] = field(default_factory=lambda: frozenset({GeneKind.REAL}))
+    multi_objective: bool = False
+    min_genes: int = 1
+    max_genes: int | None = None
+    steady_state: bool = True
+    paper: str = ""
+
+
+class Optimizer(ABC):
+    """Base of all optimizers. See the module docstring for the contract."""
+
+    def __init__(self, problem: Problem, **settings: Any) -> None:
+        self.problem = problem
+        self.num_asked = 0
+
+    @property
+    @abstractmethod
+    def population_size(self) -> int:
+        """Candidates of one generation."""
+
+    @property
+    def tell_size(self) -> int:
+        """How many results one ``tell`` takes: exactly this many, or any number when 1."""
+        return 1
+
+    @abstractmethod
+    def ask(self) -> Proposal:
+        """Draw the next proposal.
+
+        Raises:
+            SearchExhausted: there is nothing left to propose.
+        """
+
+    @abstractmethod
+    def tell(self, results: Sequence[Result]) -> None:
+        """Learn from results.
+
+        Raises:
+            ValueError: wrong number of results, an unknown or repeated index, a non-finite fitness.
+        """
+
+    def stop_reason(self) -> str | None:
+        """Why going on is pointless, or None. Optimizers that restart themselves never stop."""
+        return None
+
+
+class SearchExhausted(Exception):
+    """The optimizer has proposed everything it can (for example a finite grid)."""

@@ -1,0 +1,161 @@
+"""The shared vocabulary: what every room may talk about. Plain frozen data on numpy; knows nothing else of ours.
+
+Shapes use the letters C candidates, G genes, E experts, D documents, M objectives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+SplitName = Literal["search", "validation", "held_out"]
+SPLITS: tuple[SplitName, ...] = ("search", "validation", "held_out")
+
+
+def derive_seed(*parts: str | int) -> int:
+    """A 63-bit seed that depends only on its parts, the same on every machine and in every process.
+
+    Args:
+        *parts: what the seed belongs to, for example ``(run_seed, "candidate", 17)``.
+    """
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+class GeneKind(StrEnum):
+    """What values a gene takes."""
+
+    REAL = "real"
+    INTEGER = "integer"
+    CATEGORY = "category"
+
+
+@dataclass(frozen=True)
+class Gene:
+    """One coordinate of a genotype.
+
+    A genotype is a float64 array ``(num_genes,)``: a real gene holds its value, an integer gene a whole number in
+    ``[low, high]``, a category gene the index of its choice in ``[0, len(choices) - 1]``.
+    """
+
+    name: str
+    kind: GeneKind = GeneKind.REAL
+    low: float = 0.0
+    high: float = 1.0
+    initial: float = 0.5
+    choices: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> float:
+        """Length of the gene's range."""
+        return self.high - self.low
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One named quantity of the fitness. Fitness values are always maximised inside evomerge.
+
+    ``higher_is_better`` is the natural direction of the metric: where it is False the fitness holds the negated metric,
+    and reports turn it back.
+    """
+
+    name: str
+    higher_is_better: bool = True
+    weight: float = 1.0
+
+    def natural(self, fitness: float) -> float:
+        """The metric as its task reports it."""
+        return fitness if self.higher_is_better else -fitness
+
+
+class FailureKind(StrEnum):
+    """Why a candidate has no fitness."""
+
+    EXCEPTION = "exception"
+    TIMEOUT = "timeout"
+    WORKER_DIED = "worker_died"
+    OUT_OF_MEMORY = "out_of_memory"
+    NON_FINITE = "non_finite"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an evaluation failed; ``message`` is one or a few lines for a person."""
+
+    kind: FailureKind
+    message: str
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Where the wall time of one evaluation went, in seconds. ``wait`` is time between submission and start."""
+
+    merge: float = 0.0
+    forward: float = 0.0
+    metric: float = 0.0
+    wait: float = 0.0
+
+    @property
+    def busy(self) -> float:
+        """Seconds the worker worked."""
+        return self.merge + self.forward + self.metric
+
+
+@dataclass(frozen=True)
+class DocumentScores:
+    """Scores of one objective on each document, in fixed document order.
+
+    Attributes:
+        objective: name of the objective.
+        document_ids: ids ``(D,)``, fixed for the run.
+        values: ``(D,)`` the objective's per-document metric, in its natural direction.
+        extra: further per-document columns ``(D,)``, for example other metrics or the gold log-probability.
+    """
+
+    objective: str
+    document_ids: tuple[str, ...]
+    values: Array
+    extra: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What scoring one merged model gave.
+
+    Attributes:
+        fitness: ``(M,)`` maximised objective values in the order of the evaluator's objectives; empty when it failed.
+        document_scores: one table for each objective that has documents.
+        metrics: every scalar worth showing, natural direction, for example ``{"zoo_math_en/exact_match,last_number": .4}``.
+        seconds: cost.
+        failure: set exactly when there is no fitness.
+    """
+
+    fitness: tuple[float, ...] = ()
+    document_scores: tuple[DocumentScores, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: Seconds = field(default_factory=Seconds)
+    failure: Failure | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the candidate has a fitness."""
+        return self.failure is None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One proposal of an optimizer. ``id`` counts from 0 in ask order over the whole run."""
+
+    id: int
+    genotype: Array
+    recipe_id: str
+    generation: int
+    parent_ids: tuple[int, ...] = ()

@@ -1,0 +1,1 @@
+"""Small real models built without a hub, and the documents of their tasks."""
