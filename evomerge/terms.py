@@ -133,7 +133,7 @@ class Evaluation:
     Attributes:
         fitness: ``(M,)`` maximised objective values in the order of the evaluator's objectives; empty when it failed.
         document_scores: one table for each objective that has documents.
-        metrics: every scalar worth showing, natural direction, for example ``{"zoo_math_en/exact_match,last_number": .4}``.
+        metrics: every scalar worth showing, natural direction, keyed ``task/metric,filter``.
         seconds: cost.
         failure: set exactly when there is no fitness.
     """

@@ -2,8 +2,8 @@
 
 Order and ownership
 - ``ask`` draws one proposal; proposals are numbered 0, 1, 2, ... in ask order over the life of the optimizer.
-- ``tell`` takes ``tell_size`` results (any number when ``tell_size`` is 1), in ask order within the batch, each proposal
-  at most once. It leaves its arguments untouched.
+- ``tell`` takes ``tell_size`` results (any number when ``tell_size`` is 1), in ask order within the batch, each
+  proposal at most once. It leaves its arguments untouched.
 - The run log is the only saved state: a new optimizer built with the same arguments that sees the same sequence of ask
   and tell calls gives the same proposals, bit for bit. No optimizer touches the global random state.
 - Fitness is maximised. A failed candidate is told as ``fitness=None``; each optimizer maps that to its own worst rank.
