@@ -33,8 +33,11 @@ def baseline_recipes(
         found["uniform soup"] = recipe(Merge("linear", experts, None, (("coefficient", (share,)),)))
     if base is not None:
         for strength in settings.task_arithmetic:
-            parameters = (("coefficient", (Rule(strength),)),)
-            found[f"task arithmetic {strength:g}"] = recipe(Merge("task_arithmetic", experts, base, parameters))
-        parameters = (("coefficient", (Rule(1.0),)), ("density", (Rule(settings.ties_density),)))
-        found[f"ties density {settings.ties_density:g}"] = recipe(Merge("ties", experts, base, parameters))
+            same = Rule(strength)
+            found[f"task arithmetic {strength:g}"] = recipe(
+                Merge("task_arithmetic", experts, base, (("coefficient", (same,)),))
+            )
+        density = settings.ties_density
+        trimmed = (("coefficient", (Rule(1.0),)), ("density", (Rule(density),)))
+        found[f"ties density {density:g}"] = recipe(Merge("ties", experts, base, trimmed))
     return found

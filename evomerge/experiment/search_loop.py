@@ -1,0 +1,278 @@
+"""The search itself: ask, submit, record, tell, until the budget is spent. Knows no files and no models.
+
+Two modes. Generational: a whole population is asked, all of it evaluated, then told in ask order; the sequence of
+candidates depends on nothing but the seed. Steady state: workers are kept busy; results are told as soon as the
+optimizer accepts a batch, and the log of tell batches makes the sequence replayable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from evomerge.recipes.recipe import Recipe
+from evomerge.runtime.executor import Executor, Job, Outcome
+from evomerge.search.base import Optimizer, Proposal, Result, SearchExhausted
+from evomerge.terms import Array, Candidate, derive_seed
+
+
+class Decoder(Protocol):
+    """The part of a search space the loop needs."""
+
+    def decode(self, genotype: Array) -> Recipe:
+        """The recipe of a genotype."""
+        ...
+
+
+class Recorder(Protocol):
+    """Where the loop writes what happened, before it acts on it."""
+
+    def asked(self, candidates: list[Candidate]) -> None:
+        """New candidates, durable when this returns."""
+
+    def outcome(self, outcome: Outcome) -> None:
+        """A finished job, durable when this returns."""
+
+    def told(self, candidate_ids: list[int]) -> None:
+        """The optimizer learns from these next, in this order."""
+
+    def generation_closed(self, generation: int) -> None:
+        """A generation is complete: checkpoint front and best."""
+
+
+@dataclass
+class Progress:
+    """What is known of the search so far; rebuilt from the log on resume.
+
+    Attributes:
+        candidates: by id, in ask order.
+        outcomes: by candidate id, for those evaluated or failed.
+        told: ids the optimizer has learned from.
+        closed: number of closed generations.
+        elapsed_seconds: wall time of earlier sessions of this run.
+        generations: candidate ids of each generation.
+    """
+
+    candidates: dict[int, Candidate] = field(default_factory=dict)
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    told: set[int] = field(default_factory=set)
+    closed: int = 0
+    elapsed_seconds: float = 0.0
+    generations: list[list[int]] = field(default_factory=list)
+
+    def add(self, candidate: Candidate) -> None:
+        """Take in a new candidate."""
+        self.candidates[candidate.id] = candidate
+        while len(self.generations) <= candidate.generation:
+            self.generations.append([])
+        self.generations[candidate.generation].append(candidate.id)
+
+    def next_generation(self, population_size: int) -> int:
+        """The generation the next candidate belongs to: the last one until it is full."""
+        full = not self.generations or len(self.generations[-1]) >= population_size
+        return len(self.generations) if full else len(self.generations) - 1
+
+    @property
+    def unfinished(self) -> list[Candidate]:
+        """Candidates asked but without an outcome, in ask order."""
+        return [candidate for key, candidate in self.candidates.items() if key not in self.outcomes]
+
+    @property
+    def untold(self) -> list[int]:
+        """Ids with an outcome that the optimizer has not seen, in ask order."""
+        return [key for key in self.candidates if key in self.outcomes and key not in self.told]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop: evaluations asked in total, wall seconds over all sessions."""
+
+    evaluations: int | None
+    wall_seconds: float | None
+
+
+class SearchLoop:
+    """Runs one search to its end or to an interruption.
+
+    Args:
+        optimizer: already replayed up to ``progress``.
+        space: decodes genotypes.
+        executor: where jobs run.
+        recorder: written before anything is acted on.
+        progress: the state to go on from; updated in place.
+        limits: budget.
+        seed: run seed, from which every candidate's seed derives.
+        scalarise: fitness ``(M,)`` to what the optimizer is told.
+        stop_requested: polled; True ends the loop at once.
+        idle_jobs: extra jobs (baselines) that fill workers with nothing else to do.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        space: Decoder,
+        executor: Executor,
+        recorder: Recorder,
+        *,
+        progress: Progress,
+        limits: Limits,
+        seed: int,
+        scalarise: Callable[[tuple[float, ...]], tuple[float, ...]],
+        stop_requested: Callable[[], bool],
+        idle_jobs: Iterator[Job],
+    ) -> None:
+        self.optimizer = optimizer
+        self.space = space
+        self.executor = executor
+        self.recorder = recorder
+        self.progress = progress
+        self.limits = limits
+        self.seed = seed
+        self.scalarise = scalarise
+        self.stop_requested = stop_requested
+        self.idle_jobs = idle_jobs
+        self._recipes: dict[int, Recipe] = {}
+        self._started = time.monotonic()
+        self._exhausted = False
+
+    def run(self, mode: str) -> str:
+        """Search until a limit is reached.
+
+        Returns:
+            Why it ended: ``evaluations``, ``wall_time``, ``exhausted``, ``interrupted`` or the optimizer's own reason.
+        """
+        for candidate in self.progress.unfinished:
+            self._submit(candidate)
+        step = self._steady_step if mode == "steady_state" else self._generation_step
+        while True:
+            if self.stop_requested():
+                return "interrupted"
+            reason = self._end_reason()
+            if reason and not self.progress.unfinished:
+                self._tell_complete_batches()
+                self._close_generations(final=True)
+                return reason
+            step(may_ask=reason is None)
+
+    def _end_reason(self) -> str | None:
+        asked = len(self.progress.candidates)
+        if self.limits.evaluations is not None and asked >= self.limits.evaluations:
+            return "evaluations"
+        elapsed = self.progress.elapsed_seconds + time.monotonic() - self._started
+        if self.limits.wall_seconds is not None and elapsed >= self.limits.wall_seconds:
+            return "wall_time"
+        return "exhausted" if self._exhausted else self.optimizer.stop_reason()
+
+    def _generation_step(self, may_ask: bool) -> None:
+        """Fill the open generation, or wait for it; tell and close it when it is complete."""
+        population = self.optimizer.population_size
+        open_ids = [key for key in self.progress.candidates if key not in self.progress.told]
+        if may_ask and len(open_ids) < population:
+            self._ask(population - len(open_ids))
+        if self.progress.unfinished:
+            self._collect()
+        if not self.progress.unfinished:
+            self._tell_complete_batches()
+            self._close_generations()
+
+    def _steady_step(self, may_ask: bool) -> None:
+        """Ask while workers are free; tell whatever batches are complete."""
+        free = self.executor.num_workers - self.executor.num_pending
+        if may_ask and free > 0:
+            self._ask(free)
+        self._collect()
+        self._tell_complete_batches()
+        self._close_generations()
+
+    def _ask(self, count: int) -> None:
+        if self.limits.evaluations is not None:
+            count = min(count, self.limits.evaluations - len(self.progress.candidates))
+        fresh: list[Candidate] = []
+        for _ in range(count):
+            try:
+                proposal = self.optimizer.ask()
+            except SearchExhausted:
+                self._exhausted = True
+                break
+            fresh.append(self._candidate(proposal))
+            self.progress.add(fresh[-1])
+        if fresh:
+            self.recorder.asked(fresh)
+        for candidate in fresh:
+            self._submit(candidate)
+
+    def _candidate(self, proposal: Proposal) -> Candidate:
+        recipe = self.space.decode(proposal.genotype)
+        self._recipes[proposal.index] = recipe
+        generation = self.progress.next_generation(self.optimizer.population_size)
+        genotype = np.array(proposal.genotype, dtype=np.float64)
+        return Candidate(proposal.index, genotype, recipe.recipe_id, generation, proposal.parent_indices)
+
+    def _submit(self, candidate: Candidate) -> None:
+        recipe = self._recipes.pop(candidate.id, None) or self.space.decode(candidate.genotype)
+        seed = derive_seed(self.seed, "candidate", candidate.id)
+        self.executor.submit(Job(candidate_key(candidate.id), recipe, "search", seed))
+
+    def _collect(self) -> None:
+        """Take what has arrived within a second; give idle workers the extra jobs."""
+        while self.executor.num_pending < self.executor.num_workers:
+            job = next(self.idle_jobs, None)
+            if job is None:
+                break
+            self.executor.submit(job)
+        for outcome in self.executor.wait(1.0):
+            self.recorder.outcome(outcome)
+            key = candidate_id(outcome.job.key)
+            if key is not None:
+                self.progress.outcomes[key] = outcome
+
+    def _tell_complete_batches(self) -> None:
+        untold = self.progress.untold
+        size = self.optimizer.tell_size
+        if size == 1:
+            if untold:
+                self.tell(untold)
+            return
+        for start in range(0, len(untold) - size + 1, size):
+            self.tell(untold[start : start + size])
+
+    def tell(self, ids: list[int]) -> None:
+        """Record a batch as told, then let the optimizer learn from it."""
+        self.recorder.told(ids)
+        self.replay_tell(ids)
+
+    def replay_tell(self, ids: list[int]) -> None:
+        """Let the optimizer learn from a batch that is already recorded."""
+        self.optimizer.tell([self._result(key) for key in ids])
+        self.progress.told.update(ids)
+
+    def _result(self, key: int) -> Result:
+        evaluation = self.progress.outcomes[key].evaluation
+        fitness = self.scalarise(evaluation.fitness) if evaluation.ok else None
+        return Result(key, self.progress.candidates[key].genotype.copy(), fitness)
+
+    def _close_generations(self, final: bool = False) -> None:
+        """Checkpoint every generation that is full (or the last one of the run) and finished."""
+        generations = self.progress.generations
+        while self.progress.closed < len(generations):
+            members = generations[self.progress.closed]
+            is_last = self.progress.closed == len(generations) - 1
+            full = not is_last or len(members) >= self.optimizer.population_size
+            if not (full or final) or any(key not in self.progress.outcomes for key in members):
+                return
+            self.recorder.generation_closed(self.progress.closed)
+            self.progress.closed += 1
+
+
+def candidate_key(candidate_id: int) -> str:
+    """Job key of a candidate's search evaluation."""
+    return f"c{candidate_id}"
+
+
+def candidate_id(key: str) -> int | None:
+    """Candidate of a job key, None for other jobs."""
+    return int(key[1:]) if key[:1] == "c" and key[1:].isdigit() else None
