@@ -175,6 +175,7 @@ class ExperimentConfig(Strict):
     models: ModelsConfig
     search_space: str | dict[str, Any]
     fitness: list[str | dict[str, Any]] = Field(min_length=1)
+    report: list[str | dict[str, Any]] = Field(default_factory=list)
     scalarisation: Literal["weighted_mean", "first"] = "weighted_mean"
     optimizer: OptimizerConfig
     budget: BudgetConfig
@@ -184,7 +185,7 @@ class ExperimentConfig(Strict):
     storage: str | None = None
     seed: int = Field(default=0, ge=0)
 
-    @field_validator("fitness", mode="before")
+    @field_validator("fitness", "report", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str | dict) else value

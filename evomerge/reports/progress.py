@@ -99,6 +99,14 @@ class Clock:
         )
         return self.standing
 
+    def note_best(self, value: float, name: str) -> None:
+        """There is a new best."""
+        self.standing = replace(self.standing, best=value, best_name=name)
+
+    def note_front(self, size: int) -> None:
+        """The front has this many members now."""
+        self.standing = replace(self.standing, front_size=size)
+
 
 class ProgressView(Protocol):
     """Receives what happens; never raises, never slows the run."""

@@ -1,0 +1,207 @@
+"""From an experiment file to an experiment that is known to make sense, with every problem reported at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from evomerge.engine.architecture import Architecture
+from evomerge.engine.sources import SourceStatus, describe_source
+from evomerge.errors import InvalidInput, Problem, UserError, did_you_mean
+from evomerge.evaluation.fitness_yaml import FitnessConfig, load_fitness, objective_names
+from evomerge.experiment.config import ExperimentConfig
+from evomerge.experiment.overrides import apply_overrides
+from evomerge.presets import preset_dir
+from evomerge.recipes.recipe import Source
+from evomerge.search import base as search
+from evomerge.search.catalogue import SPECS, validate_optimizer
+from evomerge.spaces.space import SearchSpace
+from evomerge.spaces.space_yaml import SpaceModels, build_space, load_space
+from evomerge.terms import derive_seed
+from evomerge.yaml_files import pydantic_problems, read_yaml_mapping
+
+Loaded = TypeVar("Loaded")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A validated experiment.
+
+    Attributes:
+        config: the file, validated.
+        where: what to call the file in messages.
+        base: the base model, or None.
+        experts: (name, model) in the file's order.
+        space: the search space, None while the number of blocks is unknown because a model is not on this machine.
+        fitness: what is searched.
+        report: what is only reported on the held-out documents at the end.
+        sources: what is known of each model.
+        resolved: the file with presets written out; what the run directory keeps.
+        notes: lines worth telling, for example what would be downloaded.
+    """
+
+    config: ExperimentConfig
+    where: str
+    base: Source | None
+    experts: tuple[tuple[str, Source], ...]
+    space: SearchSpace | None
+    fitness: tuple[FitnessConfig, ...]
+    report: tuple[FitnessConfig, ...]
+    sources: tuple[SourceStatus, ...]
+    resolved: dict[str, Any]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def num_objectives(self) -> int:
+        """M of the search."""
+        return sum(len(objective_names(config)) for config in self.fitness)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides which candidates are asked and how they score."""
+        identity = {key: value for key, value in self.resolved.items() if key not in CHANGEABLE}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    def problem(self) -> search.Problem:
+        """What the optimizer is built for."""
+        assert self.space is not None
+        return _optimizer_problem(self.config, self.space, self.fitness)
+
+
+# Keys that may change between a run and its resumption.
+CHANGEABLE = ("budget", "runtime", "finish", "storage", "description")
+
+
+def find_experiment(name: str | Path) -> Path:
+    """The file of an experiment given by path or preset name.
+
+    Raises:
+        InvalidInput: neither exists.
+    """
+    path = Path(name).expanduser()
+    if path.exists() or path.suffix in (".yaml", ".yml"):
+        return path
+    presets = {found.stem: found for found in preset_dir("experiments").glob("*.yaml")}
+    if str(name) in presets:
+        return presets[str(name)]
+    raise InvalidInput([Problem(str(name), f"no such experiment file or preset. {did_you_mean(str(name), presets)}")])
+
+
+def load_experiment(name: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read, check and resolve an experiment without touching weights or data sets.
+
+    Args:
+        name: path of a YAML file, or the name of a shipped experiment.
+        overrides: ``key.path=value`` changes.
+
+    Raises:
+        InvalidInput: everything that is wrong, at once.
+    """
+    path = find_experiment(name)
+    mapping = apply_overrides(read_yaml_mapping(path), overrides)
+    return resolve_experiment(mapping, str(path), path.resolve().parent)
+
+
+def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Experiment:
+    """Check and resolve an experiment that is already parsed. See ``load_experiment``."""
+    try:
+        config = ExperimentConfig.model_validate(mapping)
+    except ValidationError as error:
+        raise InvalidInput(pydantic_problems(error, where, ExperimentConfig)) from None
+    problems: list[Problem] = []
+
+    def collect(load: Callable[[], Loaded]) -> Loaded | None:
+        try:
+            return load()
+        except InvalidInput as error:
+            problems.extend(error.problems)
+        except UserError as error:
+            problems.append(Problem(where, str(error)))
+        return None
+
+    base = config.models.base.source() if config.models.base else None
+    experts = tuple((key, item.source()) for key, item in config.models.experts.items())
+    sources = tuple(describe_source(source) for source in dict.fromkeys([*_given(base), *(s for _, s in experts)]))
+    problems += [Problem(f"{where}: models", f"{s.source}: {s.message}") for s in sources if _unusable(s)]
+    fitness = collect(lambda: load_fitness(config.fitness, f"{where}: fitness", folder))
+    report = collect(lambda: load_fitness(config.report, f"{where}: report", folder)) if config.report else []
+    space_config = collect(lambda: load_space(config.search_space, f"{where}: search_space", folder))
+    num_blocks, note = _num_blocks(sources, base or experts[0][1])
+    space = None
+    if space_config is not None:
+        models = SpaceModels(base, experts, num_blocks, derive_seed(config.seed, "masks"), config.dtype)
+        space = collect(lambda: build_space(space_config, models))
+    problems += _optimizer_problems(config, where, space, fitness)
+    if problems:
+        raise InvalidInput(problems)
+    assert fitness is not None
+    assert report is not None
+    assert space_config is not None
+    resolved = _resolved(
+        config, space_config.model_dump(mode="json", exclude_defaults=True, by_alias=True), fitness, report
+    )
+    notes = (*([note] if note else []), *(f"{s.source}: {s.message}" for s in sources if not s.ready))
+    return Experiment(config, where, base, experts, space, tuple(fitness), tuple(report), sources, resolved, notes)
+
+
+def _given(source: Source | None) -> list[Source]:
+    return [] if source is None else [source]
+
+
+def _unusable(status: SourceStatus) -> bool:
+    return status.state in ("missing", "zoo_to_build")
+
+
+def _num_blocks(sources: Sequence[SourceStatus], reference: Source) -> tuple[int | None, str]:
+    status = next(item for item in sources if item.source == reference)
+    if status.path is None:
+        return None, f"block groups are checked once {reference} is on this machine"
+    return Architecture.of_directory(status.path).num_blocks, ""
+
+
+def _optimizer_problems(
+    config: ExperimentConfig, where: str, space: SearchSpace | None, fitness: Sequence[FitnessConfig] | None
+) -> list[Problem]:
+    place = f"{where}: optimizer"
+    name = config.optimizer.name
+    if name not in SPECS:
+        return [Problem(f"{place}.name", f"no optimizer is called {name!r}. {did_you_mean(name, SPECS)}")]
+    if space is None or fitness is None:
+        return []
+    spec = SPECS[name]
+    if config.optimizer.mode == "steady_state" and not spec.steady_state:
+        return [Problem(f"{place}.mode", f"{name} works in generations only")]
+    found = validate_optimizer(name, config.optimizer.settings, _optimizer_problem(config, space, fitness))
+    return [Problem(f"{place}.{key}" if key else place, message) for key, message in found]
+
+
+def _optimizer_problem(
+    config: ExperimentConfig, space: SearchSpace, fitness: Sequence[FitnessConfig]
+) -> search.Problem:
+    objectives = sum(len(objective_names(item)) for item in fitness)
+    many = SPECS[config.optimizer.name].multi_objective
+    return search.Problem(
+        genes=space.genes,
+        num_objectives=objectives if many else 1,
+        seed=derive_seed(config.seed, "optimizer"),
+        evaluations=config.budget.evaluations,
+    )
+
+
+def _resolved(
+    config: ExperimentConfig, space: dict[str, Any], fitness: Sequence[FitnessConfig], report: Sequence[FitnessConfig]
+) -> dict[str, Any]:
+    mapping = config.model_dump(mode="json", exclude_none=True)
+    mapping["search_space"] = space
+    mapping["fitness"] = [item.model_dump(mode="json", exclude_defaults=True) for item in fitness]
+    if report:
+        mapping["report"] = [item.model_dump(mode="json", exclude_defaults=True) for item in report]
+    else:
+        mapping.pop("report", None)
+    return mapping

@@ -1,0 +1,176 @@
+"""Writes everything that happens in a run: log first, then front, projection and the progress view."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from evomerge.experiment.search_loop import Progress, candidate_id
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.recipe_yaml import format_recipe
+from evomerge.reports.progress import Clock, ProgressView
+from evomerge.runtime.executor import Outcome
+from evomerge.search.front import hypervolume, non_dominated
+from evomerge.store.event_log import EventLog
+from evomerge.store.events import Asked, Evaluated, Event, Failed, GenerationClosed, Told
+from evomerge.store.front_file import FrontEntry, write_best_recipe, write_front
+from evomerge.store.optuna_study import StudyProjection
+from evomerge.store.run_dir import RunDir
+from evomerge.terms import Array, Candidate
+
+
+class RunRecorder:
+    """The one writer of a run directory.
+
+    Args:
+        run_dir: locked by this process.
+        log: its event log.
+        projection: the Optuna study.
+        progress: the search's state, read for the front.
+        decode: genotype to recipe.
+        scalarise: fitness ``(M,)`` to one number, for "best".
+        reference_point: of the hypervolume, empty = none is computed.
+        view: what a person sees.
+    """
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        log: EventLog,
+        projection: StudyProjection,
+        *,
+        progress: Progress,
+        decode: Callable[[Array], Recipe],
+        scalarise: Callable[[tuple[float, ...]], tuple[float, ...]],
+        reference_point: tuple[float, ...],
+        view: ProgressView,
+    ) -> None:
+        self.run_dir = run_dir
+        self.log = log
+        self.scores = run_dir.score_store()
+        self.projection = projection
+        self.progress = progress
+        self.decode = decode
+        self.scalarise = scalarise
+        self.reference_point = reference_point
+        self.view = view
+        self.clock = Clock("search", None, 1)
+        self.busy: Callable[[], int] = lambda: 0
+        self._best: int | None = None
+        self._best_value = -math.inf
+
+    def start_phase(self, clock: Clock, busy: Callable[[], int]) -> None:
+        """Count the next outcomes for this phase of the run."""
+        self.clock = clock
+        self.busy = busy
+        self.view.show(clock.standing)
+
+    def asked(self, candidates: list[Candidate]) -> None:
+        """New candidates, in one durable write."""
+        events: list[Event] = [Asked.of(candidate) for candidate in candidates]
+        self.log.append(*events)
+
+    def outcome(self, outcome: Outcome) -> None:
+        """A finished job: its per-document scores, then its event, then the projection and the view."""
+        event = self._event(outcome)
+        self.log.append(event)
+        number = candidate_id(outcome.job.key)
+        self.projection.record(event, None if number is None else Asked.of(self.progress.candidates[number]))
+        if number is not None and outcome.evaluation.ok:
+            self._keep_best(number, outcome.evaluation.fitness)
+        standing = self.clock.count(outcome.evaluation, busy=self.busy())
+        self.view.show(standing)
+        if outcome.evaluation.failure is not None:
+            failure = outcome.evaluation.failure
+            self.view.note(f"{outcome.job.key} failed ({failure.kind.value}): {failure.message}")
+
+    def told(self, candidate_ids: list[int]) -> None:
+        """The optimizer learns from these next."""
+        self.log.append(Told(tuple(candidate_ids)))
+
+    def generation_closed(self, generation: int) -> None:
+        """Checkpoint the front and the best recipe, then log that the generation is closed."""
+        self.scores.sync()
+        volume = self.checkpoint()
+        finished = len(self.progress.outcomes)
+        self.log.append(GenerationClosed(generation, time.time(), finished, self._best, volume))
+
+    def checkpoint(self) -> float | None:
+        """Rewrite front.json and best/recipe.yaml.
+
+        Returns:
+            The hypervolume of the front, None without a reference point.
+        """
+        outcomes = self.progress.outcomes
+        scored = [key for key in sorted(outcomes) if outcomes[key].evaluation.ok]
+        if not scored:
+            return None
+        fitness = np.array([outcomes[key].evaluation.fitness for key in scored])
+        members = [key for key, kept in zip(scored, non_dominated(fitness)) if kept]
+        entries = [self._front_entry(key) for key in members]
+        write_front(self.run_dir, entries)
+        assert self._best is not None
+        best = self.decode(self.progress.candidates[self._best].genotype)
+        write_best_recipe(self.run_dir, format_recipe(best))
+        self.clock.note_front(len(members))
+        return hypervolume(fitness, self.reference_point) if self.reference_point else None
+
+    def replayed(self) -> None:
+        """Take in what an earlier session recorded."""
+        for key, outcome in self.progress.outcomes.items():
+            if outcome.evaluation.ok:
+                self._keep_best(key, outcome.evaluation.fitness)
+
+    @property
+    def best(self) -> int | None:
+        """Id of the candidate with the best scalar search fitness; of equal ones the earliest asked."""
+        return self._best
+
+    def _keep_best(self, number: int, fitness: tuple[float, ...]) -> None:
+        value = self.scalarise(fitness)[0]
+        earlier = value == self._best_value and self._best is not None and number < self._best
+        if value > self._best_value or earlier:
+            self._best, self._best_value = number, value
+            self.clock.note_best(value, f"candidate {number}")
+
+    def _front_entry(self, key: int) -> FrontEntry:
+        evaluation = self.progress.outcomes[key].evaluation
+        candidate = self.progress.candidates[key]
+        metrics: Mapping[str, float] = evaluation.metrics
+        return FrontEntry(key, candidate.generation, candidate.recipe_id, evaluation.fitness, metrics)
+
+    def _event(self, outcome: Outcome) -> Evaluated | Failed:
+        evaluation, job = outcome.evaluation, outcome.job
+        number = candidate_id(job.key)
+        recipe_id = "" if number is not None else job.recipe.recipe_id
+        if evaluation.failure is not None:
+            return Failed(
+                job.key,
+                number,
+                job.split,
+                evaluation.failure.kind,
+                evaluation.failure.message,
+                worker=outcome.worker,
+                started=outcome.started,
+                finished=outcome.finished,
+                attempts=outcome.attempts,
+                recipe_id=recipe_id,
+            )
+        reference = self.scores.save(job.key, evaluation.document_scores) if evaluation.document_scores else None
+        return Evaluated(
+            job.key,
+            number,
+            job.split,
+            evaluation.fitness,
+            evaluation.metrics,
+            evaluation.seconds,
+            reference,
+            worker=outcome.worker,
+            started=outcome.started,
+            finished=outcome.finished,
+            attempts=outcome.attempts,
+            recipe_id=recipe_id,
+        )

@@ -1,0 +1,76 @@
+"""From a log back to a running search: the optimizer sees the same asks and tells again, in the same order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from evomerge.experiment.search_loop import Progress, candidate_key
+from evomerge.recipes.recipe import Recipe
+from evomerge.runtime.executor import Job, Outcome
+from evomerge.search.base import Optimizer, Result
+from evomerge.store.events import Asked, Evaluated, Event, Failed, GenerationClosed, Told
+from evomerge.terms import Array, Evaluation, Failure
+
+LOG = logging.getLogger(__name__)
+
+
+def replay(
+    events: Sequence[Event],
+    optimizer: Optimizer,
+    decode: Callable[[Array], Recipe],
+    scalarise: Callable[[tuple[float, ...]], tuple[float, ...]],
+) -> tuple[Progress, bool]:
+    """Bring a fresh optimizer to where the log ends.
+
+    On other hardware the optimizer may compute other bits; then what was really evaluated is told, and the run goes on
+    from there.
+
+    Args:
+        events: the whole log.
+        optimizer: freshly built as for the first session.
+        decode: genotype to recipe.
+        scalarise: what the optimizer is told of a fitness.
+
+    Returns:
+        The search's progress, and whether the optimizer proposed exactly what the log holds.
+    """
+    progress = Progress()
+    exact = True
+    for event in events:
+        if isinstance(event, Asked):
+            proposal = optimizer.ask()
+            candidate = event.as_candidate()
+            if not np.array_equal(proposal.genotype, candidate.genotype):
+                exact = False
+            progress.add(candidate)
+        elif isinstance(event, Evaluated | Failed) and event.candidate is not None:
+            candidate = progress.candidates[event.candidate]
+            progress.outcomes[candidate.id] = outcome_of(event, decode(candidate.genotype))
+        elif isinstance(event, Told):
+            optimizer.tell([_result(progress, key, scalarise) for key in event.candidates])
+            progress.told.update(event.candidates)
+        elif isinstance(event, GenerationClosed):
+            progress.closed = event.generation + 1
+    if not exact:
+        LOG.warning("the optimizer computes other bits here than where the run began; going on with what was evaluated")
+    return progress, exact
+
+
+def outcome_of(event: Evaluated | Failed, recipe: Recipe) -> Outcome:
+    """The outcome an event recorded, without its per-document scores."""
+    if isinstance(event, Evaluated):
+        evaluation = Evaluation(event.fitness, (), event.metrics, event.seconds)
+    else:
+        evaluation = Evaluation(failure=Failure(event.kind, event.message))
+    key = event.key if event.candidate is None else candidate_key(event.candidate)
+    job = Job(key, recipe)
+    return Outcome(job, evaluation, event.worker, event.attempts, event.started, event.finished)
+
+
+def _result(progress: Progress, key: int, scalarise: Callable[[tuple[float, ...]], tuple[float, ...]]) -> Result:
+    evaluation = progress.outcomes[key].evaluation
+    fitness = scalarise(evaluation.fitness) if evaluation.ok else None
+    return Result(key, progress.candidates[key].genotype.copy(), fitness)
