@@ -67,7 +67,7 @@ class Setting:
     """One setting of an optimizer that a user may write in the experiment's ``optimizer`` mapping."""
 
     name: str
-    kind: str  # "float" | "int" | "bool" | "choice" | "int_or_auto"
+    kind: str  # "float" | "int" | "bool" | "choice" | "int_or_auto" | "bool_or_auto"
     default: Any
     description: str
     choices: tuple[str, ...] = ()

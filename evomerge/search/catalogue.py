@@ -1,0 +1,361 @@
+"""All optimizers: what they are, which settings they take, and whether one fits a problem. Imports no such library.
+
+A new optimizer is one file with an ``Optimizer`` subclass and one entry here; the contract tests cover it at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from evomerge.errors import InvalidInput, UserError, did_you_mean
+from evomerge.errors import Problem as InputProblem
+from evomerge.search.base import Optimizer, OptimizerSpec, Problem, Setting
+from evomerge.search.gene_box import is_constant
+from evomerge.search.population import cma_population_size, nsga_population_size
+from evomerge.terms import GeneKind
+
+ALL_KINDS = frozenset(GeneKind)
+
+
+class SettingProblem(NamedTuple):
+    """One reason why an optimizer cannot work as asked.
+
+    Attributes:
+        key: where it is in the experiment file, for example ``optimizer.sigma``.
+        message: what was expected, what was found, and the likely fix.
+    """
+
+    key: str
+    message: str
+
+
+_CMA_POPULATION = Setting(
+    "population_size", "int_or_auto", "auto", "candidates of a generation; auto = 4 + floor(3 ln genes)", low=4
+)
+_NSGA_POPULATION = Setting(
+    "population_size",
+    "int_or_auto",
+    "auto",
+    "candidates of a generation; auto = a tenth of the budget, between 8 and 50",
+    low=2,
+)
+_CMA_SETTINGS = (
+    _CMA_POPULATION,
+    Setting("sigma", "float", 1 / 6, "initial standard deviation as a fraction of each gene's range", low=1e-6, high=1),
+    Setting("restarts", "bool", True, "start again around a random point when converged with budget left"),
+    Setting("double_population", "bool", False, "double the population at every restart (IPOP)"),
+)
+_PROPOSE_INITIAL = Setting(
+    "propose_initial", "bool", True, "make the search space's initial values the first candidate"
+)
+_NUM_INITIAL_RANDOM = Setting(
+    "num_initial_random", "int", 10, "random candidates before the model is used", low=1, high=10_000
+)
+_CHECKPOINT_POPULATION = Setting(
+    "population_size", "int_or_auto", "auto", "candidates between two checkpoints; changes nothing else", low=1
+)
+_BATCH_POPULATION = Setting(
+    "population_size", "int_or_auto", "auto", "candidates proposed before any is learned from; auto = workers", low=1
+)
+
+
+def _nsga_settings(crossover_eta: float, crossover_probability: float) -> tuple[Setting, ...]:
+    return (
+        _NSGA_POPULATION,
+        Setting(
+            "crossover_eta",
+            "float",
+            crossover_eta,
+            "distribution index of simulated binary crossover; larger = nearer to the parents",
+            low=0,
+            high=1000,
+        ),
+        Setting(
+            "crossover_probability",
+            "float",
+            crossover_probability,
+            "chance that a child has two parents",
+            low=0,
+            high=1,
+        ),
+        Setting(
+            "mutation_eta",
+            "float",
+            20.0,
+            "distribution index of polynomial mutation, which hits each gene with probability 1 / genes",
+            low=0,
+            high=1000,
+        ),
+        _PROPOSE_INITIAL,
+    )
+
+
+_ALL = (
+    OptimizerSpec(
+        name="cma_es",
+        title="CMA-ES with a full covariance matrix",
+        target="evomerge.search.cma_es:CmaEs",
+        settings=(
+            *_CMA_SETTINGS,
+            Setting(
+                "lr_adapt",
+                "bool_or_auto",
+                "auto",
+                "adapt learning rates to noise; auto = on when candidates are scored on a sample of documents",
+            ),
+        ),
+        max_genes=500,
+        paper="Hansen 2016, https://arxiv.org/abs/1604.00772; defaults of https://arxiv.org/abs/2403.13187",
+    ),
+    OptimizerSpec(
+        name="sep_cma",
+        title="CMA-ES with a diagonal covariance, for hundreds to thousands of genes",
+        target="evomerge.search.sep_cma:SepCma",
+        settings=_CMA_SETTINGS,
+        min_genes=2,
+        paper="Ros and Hansen 2008, https://inria.hal.science/inria-00287367",
+    ),
+    OptimizerSpec(
+        name="catcma",
+        title="CatCMA with margin, for real, integer and category genes together",
+        target="evomerge.search.catcma:CatCma",
+        settings=_CMA_SETTINGS,
+        gene_kinds=ALL_KINDS,
+        max_genes=500,
+        paper="Hamano et al. 2025, https://arxiv.org/abs/2504.07884",
+    ),
+    OptimizerSpec(
+        name="xnes",
+        title="Exponential natural evolution strategy",
+        target="evomerge.search.xnes:Xnes",
+        settings=_CMA_SETTINGS,
+        min_genes=2,
+        max_genes=256,
+        paper="Glasmachers et al. 2010, https://dl.acm.org/doi/10.1145/1830483.1830557",
+    ),
+    OptimizerSpec(
+        name="random",
+        title="Independent uniform draws, the baseline",
+        target="evomerge.search.random_search:RandomSearch",
+        settings=(_CHECKPOINT_POPULATION, _PROPOSE_INITIAL),
+        gene_kinds=ALL_KINDS,
+        multi_objective=True,
+        paper="Bergstra and Bengio 2012, https://www.jmlr.org/papers/v13/bergstra12a.html",
+    ),
+    OptimizerSpec(
+        name="sobol",
+        title="Scrambled Sobol points, evenly spread",
+        target="evomerge.search.sobol:Sobol",
+        settings=(_CHECKPOINT_POPULATION, _PROPOSE_INITIAL),
+        gene_kinds=ALL_KINDS,
+        multi_objective=True,
+        max_genes=21_201,
+        paper="Sobol 1967, https://doi.org/10.1016/0041-5553(67)90144-9",
+    ),
+    OptimizerSpec(
+        name="tpe",
+        title="Tree-structured Parzen estimator",
+        target="evomerge.search.optuna_samplers:Tpe",
+        settings=(
+            _BATCH_POPULATION,
+            _NUM_INITIAL_RANDOM,
+            Setting("multivariate", "bool_or_auto", "auto", "model genes together; auto = with one objective"),
+            _PROPOSE_INITIAL,
+        ),
+        gene_kinds=ALL_KINDS,
+        multi_objective=True,
+        max_genes=1000,
+        paper="Bergstra et al. 2011; Watanabe 2023, https://arxiv.org/abs/2304.11127",
+    ),
+    OptimizerSpec(
+        name="gp",
+        title="Gaussian process with expected improvement, for few genes and evaluations",
+        target="evomerge.search.optuna_samplers:Gp",
+        settings=(_BATCH_POPULATION, _NUM_INITIAL_RANDOM, _PROPOSE_INITIAL),
+        gene_kinds=ALL_KINDS,
+        multi_objective=True,
+        max_genes=64,
+        paper="Ament et al. 2023, https://arxiv.org/abs/2310.20708",
+    ),
+    OptimizerSpec(
+        name="nsga2",
+        title="NSGA-II, for two or three objectives",
+        target="evomerge.search.optuna_samplers:Nsga2",
+        settings=_nsga_settings(20.0, 0.9),
+        gene_kinds=ALL_KINDS,
+        multi_objective=True,
+        paper="Deb et al. 2002, https://doi.org/10.1109/4235.996017",
+    ),
+    OptimizerSpec(
+        name="nsga3",
+        title="NSGA-III with reference directions, for three objectives and more",
+        target="evomerge.search.optuna_samplers:Nsga3",
+        settings=_nsga_settings(30.0, 1.0),
+        gene_kinds=ALL_KINDS,
+        multi_objective=True,
+        paper="Deb and Jain 2014, https://doi.org/10.1109/TEVC.2013.2281535",
+    ),
+)
+
+SPECS: dict[str, OptimizerSpec] = {spec.name: spec for spec in _ALL}
+assert len(SPECS) == len(_ALL), "two optimizers have the same name"
+
+
+def get_spec(name: str) -> OptimizerSpec:
+    """The optimizer of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in SPECS:
+        raise UserError(_unknown(name))
+    return SPECS[name]
+
+
+def validate_optimizer(name: str, settings: Mapping[str, Any], problem: Problem) -> list[SettingProblem]:
+    """Everything that keeps an optimizer from working on a problem; empty when nothing does.
+
+    Args:
+        name: as in the experiment file.
+        settings: the keys of the file's ``optimizer`` mapping that belong to the optimizer.
+        problem: what it shall solve; ``evaluations`` is the budget.
+    """
+    if name not in SPECS:
+        return [SettingProblem("optimizer.name", _unknown(name))]
+    spec = SPECS[name]
+    problems = [_setting_problem(spec, key, value) for key, value in settings.items()]
+    problems += [_gene_problem(spec, problem), _objective_problem(spec, problem), _size_problem(spec, problem)]
+    if not any(problems):
+        problems.append(_budget_problem(spec, settings, problem))
+    return [found for found in problems if found is not None]
+
+
+def build_optimizer(name: str, problem: Problem, settings: Mapping[str, Any] | None = None) -> Optimizer:
+    """The optimizer, with defaults from its spec for settings that are not given.
+
+    Raises:
+        UserError: there is no optimizer of that name.
+        InvalidInput: ``validate_optimizer`` has objections.
+    """
+    spec = get_spec(name)
+    given = dict(settings or {})
+    problems = validate_optimizer(name, given, problem)
+    if problems:
+        raise InvalidInput([InputProblem(found.key, found.message) for found in problems])
+    module, _, cls = spec.target.partition(":")
+    chosen = {setting.name: setting.default for setting in spec.settings} | given
+    optimizer: Optimizer = getattr(import_module(module), cls)(problem, **chosen)
+    return optimizer
+
+
+def _unknown(name: str) -> str:
+    return f"there is no optimizer {name!r}. {did_you_mean(str(name), SPECS)}"
+
+
+def _setting_problem(spec: OptimizerSpec, key: str, value: Any) -> SettingProblem | None:
+    setting = next((one for one in spec.settings if one.name == key), None)
+    where = f"optimizer.{key}"
+    if setting is None:
+        known = [one.name for one in spec.settings]
+        return SettingProblem(where, f"{spec.name} has no setting {key!r}. {did_you_mean(str(key), known)}")
+    expected = _expected(setting)
+    if not _fits(setting, value):
+        return SettingProblem(where, f"expected {expected}, got {value!r}")
+    return None
+
+
+def _fits(setting: Setting, value: Any) -> bool:
+    """Whether a value has the setting's type and lies in its range."""
+    kind, _, auto = setting.kind.partition("_or_")
+    if auto and value == "auto":
+        return True
+    if kind == "bool":
+        return isinstance(value, bool)
+    if kind == "choice":
+        return value in setting.choices
+    numeric = (int,) if kind == "int" else (int, float)
+    if isinstance(value, bool) or not isinstance(value, numeric) or not math.isfinite(value):
+        return False
+    return (setting.low is None or value >= setting.low) and (setting.high is None or value <= setting.high)
+
+
+def _expected(setting: Setting) -> str:
+    kind, _, auto = setting.kind.partition("_or_")
+    text = {
+        "bool": "true or false",
+        "choice": "one of " + ", ".join(setting.choices),
+        "int": "a whole number",
+        "float": "a number",
+    }[kind]
+    if kind in ("int", "float"):
+        low, high = setting.low, setting.high
+        if low is not None and high is not None:
+            text += f" from {low:g} to {high:g}"
+        elif low is not None:
+            text += f" of at least {low:g}"
+    return text + " or auto" if auto else text
+
+
+def _gene_problem(spec: OptimizerSpec, problem: Problem) -> SettingProblem | None:
+    if all(is_constant(gene) for gene in problem.genes):
+        return SettingProblem("search_space", "has no gene that can change, so there is nothing to search")
+    misfits = [gene for gene in problem.genes if gene.kind not in spec.gene_kinds]
+    if not misfits:
+        return None
+    able = [other.name for other in SPECS.values() if {gene.kind for gene in misfits} <= other.gene_kinds]
+    return SettingProblem(
+        "optimizer.name",
+        f"{spec.name} handles only {_join(spec.gene_kinds)} genes, but {len(misfits)} of {len(problem.genes)} genes "
+        f"are {_join({gene.kind for gene in misfits})} (first: {misfits[0].name!r}). Use {', '.join(able)}.",
+    )
+
+
+def _objective_problem(spec: OptimizerSpec, problem: Problem) -> SettingProblem | None:
+    if problem.num_objectives == 1 or spec.multi_objective:
+        return None
+    able = [other.name for other in SPECS.values() if other.multi_objective]
+    return SettingProblem(
+        "optimizer.name",
+        f"{spec.name} handles one objective, got {problem.num_objectives}. Scalarise them, or use {', '.join(able)}.",
+    )
+
+
+def _size_problem(spec: OptimizerSpec, problem: Problem) -> SettingProblem | None:
+    count = len(problem.genes)
+    if spec.min_genes <= count <= (spec.max_genes or count):
+        return None
+    if count < spec.min_genes:
+        return SettingProblem(
+            "optimizer.name", f"{spec.name} needs at least {spec.min_genes} genes, got {count}. Use cma_es."
+        )
+    only_real = all(gene.kind is GeneKind.REAL for gene in problem.genes)
+    hint = "sep_cma" if only_real and problem.num_objectives == 1 else "nsga2"
+    return SettingProblem(
+        "optimizer.name",
+        f"{spec.name} handles up to {spec.max_genes} genes, got {count}. Use {hint}, or search fewer genes.",
+    )
+
+
+def _budget_problem(spec: OptimizerSpec, settings: Mapping[str, Any], problem: Problem) -> SettingProblem | None:
+    """Only optimizers that learn from whole generations need a budget of at least one."""
+    size = settings.get("population_size", "auto")
+    if _CMA_POPULATION in spec.settings:
+        size = cma_population_size(len(problem.genes)) if size == "auto" else size
+    elif _NSGA_POPULATION in spec.settings:
+        size = nsga_population_size(problem.evaluations) if size == "auto" else size
+    else:
+        return None
+    if problem.evaluations is None or problem.evaluations >= size:
+        return None
+    return SettingProblem(
+        "budget.evaluations",
+        f"{problem.evaluations} evaluations are fewer than one generation of {spec.name} ({size} candidates). "
+        "Allow more evaluations or set a smaller optimizer.population_size.",
+    )
+
+
+def _join(kinds: set[GeneKind] | frozenset[GeneKind]) -> str:
+    return " and ".join(sorted(kind.value for kind in kinds))

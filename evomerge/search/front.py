@@ -1,0 +1,78 @@
+"""Fronts and hypervolume of maximised fitness, on moocore.
+
+Rows that are not finite (failures) are taken out before anything is computed: the library would keep an infinite row as
+non-dominated and count a NaN row's volume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import moocore
+import numpy as np
+import numpy.typing as npt
+
+from evomerge.terms import Array
+
+
+def non_dominated(fitness: npt.ArrayLike, duplicates: Literal["first", "all"] = "first") -> npt.NDArray[np.bool_]:
+    """Which rows no other row dominates.
+
+    Args:
+        fitness: ``(C, M)``, maximised; rows with NaN or infinities never count.
+        duplicates: of equal non-dominated rows keep the ``first`` or ``all``.
+
+    Returns:
+        ``(C,)``.
+    """
+    rows, finite = _finite_rows(fitness)
+    chosen = np.zeros(len(rows), dtype=bool)
+    if finite.any():
+        chosen[finite] = moocore.is_nondominated(rows[finite], maximise=True, keep_weakly=duplicates == "all")
+    return chosen
+
+
+def pareto_ranks(fitness: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Front each row belongs to: 0 = non-dominated, 1 = non-dominated without front 0, ...
+
+    Equal rows share a rank. Rows that are not finite share one rank behind all others.
+
+    Args:
+        fitness: ``(C, M)``, maximised.
+
+    Returns:
+        ``(C,)``.
+    """
+    rows, finite = _finite_rows(fitness)
+    ranks = np.zeros(len(rows), dtype=np.int64)
+    if finite.any():
+        ranks[finite] = moocore.pareto_rank(rows[finite], maximise=True)
+        ranks[~finite] = ranks[finite].max() + 1
+    return ranks
+
+
+def hypervolume(fitness: npt.ArrayLike, reference: Sequence[float]) -> float:
+    """Volume dominated by the rows and dominating the reference point.
+
+    Args:
+        fitness: ``(C, M)``, maximised; rows that do not exceed the reference everywhere add nothing.
+        reference: ``(M,)``; volumes compare only under the same reference, so a run records it.
+
+    Raises:
+        ValueError: the reference has another length than the rows, or is not finite.
+    """
+    rows, finite = _finite_rows(fitness)
+    corner = np.asarray(reference, dtype=np.float64)
+    if corner.shape != rows.shape[1:] or not np.all(np.isfinite(corner)):
+        raise ValueError(f"reference must be {rows.shape[1]} finite numbers, got {reference}")
+    useful = rows[finite & np.all(rows > corner, axis=1)]
+    return float(moocore.hypervolume(useful, ref=corner, maximise=True)) if len(useful) else 0.0
+
+
+def _finite_rows(fitness: npt.ArrayLike) -> tuple[Array, npt.NDArray[np.bool_]]:
+    rows = np.asarray(fitness, dtype=np.float64)
+    if rows.ndim != 2 or rows.shape[1] == 0:
+        raise ValueError(f"fitness must have shape (candidates, objectives), got {rows.shape}")
+    finite: npt.NDArray[np.bool_] = np.all(np.isfinite(rows), axis=1)
+    return rows, finite

@@ -1,0 +1,33 @@
+"""How many candidates one generation has when the user says ``auto``. Plain arithmetic, no optimizer library."""
+
+from __future__ import annotations
+
+import math
+
+
+def cma_population_size(num_genes: int) -> int:
+    """Default population of the CMA family: ``4 + floor(3 ln n)``.
+
+    Reference: Hansen 2016, The CMA Evolution Strategy: A Tutorial, eq. 48, https://arxiv.org/abs/1604.00772.
+    """
+    return 4 + math.floor(3 * math.log(max(num_genes, 1)))
+
+
+def nsga_population_size(evaluations: int | None) -> int:
+    """Default population of NSGA-II and NSGA-III: a tenth of the budget, even, between 8 and 50."""
+    if evaluations is None:
+        return 50
+    return min(50, max(8, 2 * (evaluations // 20)))
+
+
+def random_population_size(num_genes: int, workers: int) -> int:
+    """Candidates in a generation of a method that does not learn: only the rhythm of checkpoints depends on it."""
+    return max(cma_population_size(num_genes), workers)
+
+
+def num_divisions(num_objectives: int, population_size: int) -> int:
+    """Divisions of NSGA-III's reference simplex: the most that give no more points than candidates, at most 100."""
+    divisions = 1
+    while divisions < 100 and math.comb(num_objectives + divisions, divisions + 1) <= population_size:
+        divisions += 1
+    return divisions
