@@ -1,0 +1,251 @@
+"""One model in memory that every candidate of a search is written into, straight into its parameters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evomerge.engine.architecture import Slot, load_config
+from evomerge.engine.model_tensors import OpenModels
+from evomerge.engine.sources import resolve_source
+from evomerge.engine.tensor_merge import DTYPES, OutputDtype, PendingTensor, TensorMerger, check_finite, checksum
+from evomerge.errors import MergeFailed, UserError
+from evomerge.recipes.recipe import Recipe, Source
+
+
+class LiveModel:
+    """A transformers model whose weights become any recipe's, in place.
+
+    What it holds after ``apply(recipe)`` is exactly what loading the checkpoint written by ``merge_to_disk(recipe)`` in
+    the same dtype gives: merged values are rounded to the recipe's dtype before they enter a wider live parameter.
+    Between calls nobody else may write to the parameters. Tied weights stay tied; buffers are never touched.
+    """
+
+    def __init__(
+        self,
+        base: Source | None,
+        experts: Iterable[tuple[str, Source]],
+        dtype: str = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+        state_memory_bytes: int | None = None,
+    ) -> None:
+        """Open and check all models, then load the reference (the base, else the first expert).
+
+        Args:
+            base: the base model; lends architecture, configuration and tokenizer.
+            experts: (name, source) of every model that recipes will merge.
+            dtype: ``auto``, ``bfloat16``, ``float16`` or ``float32``. Auto keeps the checkpoint's dtype where the
+                device computes in it, and takes float32 on CPUs without bfloat16 arithmetic.
+            device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:<n>``.
+            threads: torch threads on CPU; None leaves them as they are.
+            state_memory_bytes: cap on prepared merge state; None = half of what is free on the device now. What does
+                not fit is prepared again for every candidate.
+
+        Raises:
+            UserError: models that are missing or do not fit together, naming tensors and shapes; unknown dtype, device.
+        """
+        sources = [source for _, source in experts]
+        if base is None and not sources:
+            raise UserError("no model given: name a base model or at least one expert")
+        self.reference = base if base is not None else sources[0]
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.device = choose_device(device)
+        self.models = OpenModels(self.reference, sources)
+        self.dtype = choose_dtype(dtype, self.device, self.models.get(self.reference).stored_dtype)
+        self.model: Any = self._load()
+        self._parameters = dict(self.model.named_parameters())
+        self.model_bytes = sum(p.numel() * p.element_size() for p in self._parameters.values())
+        cap = _default_state_bytes(self.device) if state_memory_bytes is None else state_memory_bytes
+        self._merger = TensorMerger(self.models, self.device, cap)
+        self._scratch: dict[torch.dtype, Tensor] = {}
+        self._holds: dict[str, tuple[Source, torch.dtype]] = {}  # parameters that are a source's tensor verbatim
+        if self.models.get(self.reference).adapter is not None or not self._loaded_as_tied:
+            self.apply(Recipe(self.reference))
+
+    @property
+    def architecture(self) -> Any:
+        """Blocks and components of the model."""
+        return self.models.architecture
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The reference model's tokenizer.
+
+        Raises:
+            UserError: the reference has none.
+        """
+        from transformers import AutoTokenizer
+
+        directory = resolve_source(self.reference)
+        try:
+            return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{directory}: no tokenizer that transformers can load ({_first_line(error)})") from error
+
+    @property
+    def prepare_seconds(self) -> float:
+        """Seconds spent so far on preparing merge state."""
+        return self._merger.prepare_seconds
+
+    @property
+    def memory_plan(self) -> str:
+        """One line: what this worker holds in memory and what it shares."""
+        merger, free = self._merger, torch.get_num_threads()
+        scratch = sum(tensor.nbytes for tensor in self._scratch.values())
+        where = f"{self.device}" + (f", {free} threads" if self.device.type == "cpu" else "")
+        parts = [
+            f"live model {_megabytes(self.model_bytes)} ({_name(self.dtype)}, {where})",
+            f"prepared merge state {_megabytes(merger.state_bytes)} of at most {_megabytes(merger.state_memory_bytes)}",
+            f"scratch {_megabytes(scratch)}",
+            f"{self.models.num_models} models mapped, {_megabytes(self.models.file_bytes)} (page cache, shared)",
+        ]
+        if merger.not_kept:
+            parts.append(f"state of {len(merger.not_kept)} tensors does not fit and is prepared for each candidate")
+        return "; ".join(parts)
+
+    def check(self) -> None:
+        """Check again that all models fit together.
+
+        Raises:
+            InvalidInput: naming models, tensors and shapes.
+        """
+        self.models.check()
+
+    def apply(self, recipe: Recipe) -> float:
+        """Make the live model this recipe's merge.
+
+        Args:
+            recipe: may name any models that fit the reference.
+
+        Returns:
+            Seconds it took, including what had to be prepared.
+
+        Raises:
+            MergeFailed: hyperparameters or merged weights are NaN or infinite; the next ``apply`` repairs the model.
+            UserError: an unknown method, or a model that is not there or does not fit.
+        """
+        started = time.perf_counter()
+        output = OutputDtype(recipe, self.models)
+        self._merger.start_candidate(recipe.model)
+        sums: list[tuple[str, Tensor]] = []
+        with torch.no_grad():
+            for slot in self.models.architecture.slots:
+                pending = self._merger.pending(recipe.model, slot)
+                sums.extend(self._write(slot, pending, output.of(slot)))
+            try:
+                check_finite(sums)
+            except MergeFailed:
+                self._holds.clear()
+                raise
+        return time.perf_counter() - started
+
+    def _write(self, slot: Slot, pending: PendingTensor, output: torch.dtype) -> list[tuple[str, Tensor]]:
+        held = None if pending.same_as is None else (pending.same_as, output)
+        if held is not None and self._holds.get(slot.name) == held:
+            return []
+        self._holds.pop(slot.name, None)
+        parameter = self._parameters[slot.name]
+        # A dtype at least as wide as the method's fp32 adds no rounding of its own.
+        is_direct = output in (parameter.dtype, torch.float32, torch.float64)
+        target = parameter if is_direct else self._scratch_for(slot, output)
+        self._merger.write(pending, target)
+        total = checksum(target)
+        if target is not parameter:
+            parameter.copy_(target)
+        if held is not None:
+            self._holds[slot.name] = held
+        return [(slot.name, total)]
+
+    def _scratch_for(self, slot: Slot, dtype: torch.dtype) -> Tensor:
+        numel = 1
+        for size in slot.shape:
+            numel *= size
+        if dtype not in self._scratch or self._scratch[dtype].numel() < numel:
+            self._scratch[dtype] = torch.empty(numel, dtype=dtype, device=self.device)
+        return self._scratch[dtype][:numel].view(slot.shape)
+
+    def _load(self) -> nn.Module:
+        from transformers import AutoModelForCausalLM
+
+        directory = resolve_source(self.reference)
+        config = load_config(directory)
+        text = config.get_text_config()
+        self._loaded_as_tied = bool(text.tie_word_embeddings) == self.models.architecture.is_tied
+        if not self._loaded_as_tied:
+            text.tie_word_embeddings = config.tie_word_embeddings = self.models.architecture.is_tied
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                str(directory), config=config, dtype=self.dtype, local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(f"{directory}: transformers cannot load the model ({_first_line(error)})") from error
+        module: nn.Module = model.to(self.device).eval().requires_grad_(False)
+        return module
+
+
+def choose_device(device: str) -> torch.device:
+    """The device a word stands for.
+
+    Raises:
+        UserError: unknown, or CUDA is asked for and not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device {device!r} is unknown; expected auto, cpu, cuda or cuda:<n>") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device!r}: this torch sees no CUDA device; use cpu or auto")
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device, stored: torch.dtype) -> torch.dtype:
+    """The live model's dtype; ``auto`` depends only on the device's capabilities and the checkpoint.
+
+    Raises:
+        UserError: an unknown dtype.
+    """
+    if dtype in DTYPES:
+        return DTYPES[dtype]
+    if dtype != "auto":
+        raise UserError(f"dtype {dtype!r} is unknown; expected auto, {', '.join(DTYPES)}")
+    if stored == torch.float64:
+        return torch.float32
+    if device.type == "cpu" and not (stored == torch.bfloat16 and cpu_computes_bfloat16()):
+        return torch.float32
+    return stored
+
+
+def cpu_computes_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices in hardware; without that float32 is several times faster."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, name, bool)()) for name in checks)
+
+
+def _default_state_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
+    import psutil
+
+    return int(psutil.virtual_memory().available) // 2
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.0f} MB"
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

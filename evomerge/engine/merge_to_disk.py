@@ -1,0 +1,150 @@
+"""A recipe to a checkpoint that others can load, tensor by tensor, with little memory and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evomerge.engine.model_card import model_card
+from evomerge.engine.model_tensors import ModelTensors, OpenModels
+from evomerge.engine.shard_writer import (
+    DEFAULT_SHARD_BYTES,
+    ShardWriter,
+    TensorEntry,
+    atomic_directory,
+    check_output_dir,
+)
+from evomerge.engine.tensor_merge import OutputDtype, TensorMerger, check_finite, checksum
+from evomerge.recipes.recipe import Recipe
+
+# Everything beside the weights that scoring or serving reads. Copied as it is from the recipe's reference.
+COPIED = (
+    "generation_config.json", "tokenizer*.json", "tokenizer.model", "*.tiktoken", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece*.model",
+    "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+
+Progress = Callable[[int, int], None]
+
+
+def merge_to_disk(
+    recipe: Recipe,
+    out_dir: Path,
+    progress: Progress | None = None,
+    card: Mapping[str, Any] | None = None,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> Path:
+    """Write the recipe's model as sharded safetensors with configuration, tokenizer, recipe and model card.
+
+    The weights are bit for bit those of a live model after ``apply(recipe)``, and ``from_pretrained`` loads them.
+
+    Args:
+        recipe: what to merge.
+        out_dir: new or empty; it appears complete or not at all.
+        progress: called with (tensors done, tensors in total).
+        card: further facts for the model card, see ``model_card``.
+        shard_bytes: largest shard.
+
+    Returns:
+        The directory.
+
+    Raises:
+        UserError: the place is taken, the disk is too small, or models are missing or do not fit.
+        MergeFailed: merged weights are NaN or infinite.
+    """
+    out_dir = Path(out_dir)
+    check_output_dir(out_dir)
+    models = OpenModels(recipe.reference, recipe.sources)
+    entries = _plan(recipe, models)
+    with atomic_directory(out_dir, sum(entry.num_bytes for entry in entries)) as directory:
+        writer = ShardWriter(directory, entries, shard_bytes)
+        try:
+            _write_weights(recipe, models, writer, progress)
+        finally:
+            writer.close()
+        reference = models.get(recipe.reference)
+        _copy_files(reference.directory, directory)
+        _write_config(recipe, models, reference, directory)
+        _write_recipe(recipe, models, directory, out_dir.name, card)
+    return out_dir
+
+
+def _plan(recipe: Recipe, models: OpenModels) -> list[TensorEntry]:
+    output = OutputDtype(recipe, models)
+    entries = [TensorEntry(slot.name, output.of(slot), slot.shape) for slot in models.architecture.slots]
+    reference = models.get(recipe.reference)
+    for name in models.architecture.buffers:
+        if reference.has(name):
+            buffer = reference.tensor(name)
+            entries.append(TensorEntry(name, buffer.dtype, tuple(buffer.shape)))
+    return entries
+
+
+def _write_weights(recipe: Recipe, models: OpenModels, writer: ShardWriter, progress: Progress | None) -> None:
+    merger = TensorMerger(models, torch.device("cpu"), state_memory_bytes=0)
+    merger.start_candidate(recipe.model)
+    slots, reference = models.architecture.by_name, models.get(recipe.reference)
+    for done, entry in enumerate(writer.entries, start=1):
+        slot = slots.get(entry.name)
+        if slot is None:
+            writer.write(entry.name, reference.tensor(entry.name))
+        else:
+            with torch.no_grad():
+                merged = torch.empty(entry.shape, dtype=entry.dtype)
+                merger.write(merger.pending(recipe.model, slot), merged)
+                check_finite([(entry.name, checksum(merged))])
+            writer.write(entry.name, merged)
+            models.release(slot)
+        if progress is not None:
+            progress(done, len(writer.entries))
+    writer.finish()
+
+
+def _copy_files(source: Path, directory: Path) -> None:
+    for pattern in COPIED:
+        for path in sorted(source.glob(pattern)):
+            if path.is_file() and not (directory / path.name).exists():
+                shutil.copyfile(path, directory / path.name)
+
+
+def _write_config(recipe: Recipe, models: OpenModels, reference: ModelTensors, directory: Path) -> None:
+    config = json.loads((reference.directory / "config.json").read_text())
+    if recipe.dtype is not None:
+        _set_dtype(config, recipe.dtype)
+        for part in config.values():
+            if isinstance(part, dict):
+                _set_dtype(part, recipe.dtype, only_present=True)
+    if models.architecture.tied and not models.architecture.is_tied and reference.is_tied(models.architecture):
+        config["tie_word_embeddings"] = False
+        if isinstance(config.get("text_config"), dict):
+            config["text_config"]["tie_word_embeddings"] = False
+    config.pop("_name_or_path", None)
+    (directory / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def _set_dtype(config: dict[str, Any], dtype: str, only_present: bool = False) -> None:
+    keys = [key for key in ("dtype", "torch_dtype") if key in config]
+    for key in keys or ([] if only_present else ["dtype"]):
+        config[key] = dtype
+
+
+def _write_recipe(
+    recipe: Recipe, models: OpenModels, directory: Path, title: str, card: Mapping[str, Any] | None
+) -> None:
+    from evomerge.recipes.mergekit_yaml import NotExpressible, format_mergekit
+    from evomerge.recipes.recipe_yaml import format_recipe
+
+    text = format_recipe(recipe)
+    (directory / "recipe.yaml").write_text(text)
+    try:
+        mergekit = format_mergekit(recipe, models.architecture.num_blocks)
+    except NotExpressible:
+        pass  # the recipe says more than mergekit's dialect can
+    else:
+        (directory / "mergekit_config.yml").write_text(mergekit)
+    (directory / "README.md").write_text(model_card(recipe, text, title, card))

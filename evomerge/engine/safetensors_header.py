@@ -1,0 +1,113 @@
+"""Reading what a safetensors file declares, without reading its data and without torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evomerge.errors import UserError
+
+DTYPE_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+    "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+INDEX_NAME = "model.safetensors.index.json"
+MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies in its file: bytes ``[start, end)`` from the beginning of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensor's data."""
+        return self.end - self.start
+
+    @property
+    def is_float(self) -> bool:
+        """Whether merging can handle the stored dtype."""
+        return self.dtype in FLOAT_DTYPES
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Names and places of all tensors of a safetensors file.
+
+    Raises:
+        UserError: the file is not safetensors, is truncated, or declares something impossible.
+    """
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= MAX_HEADER_BYTES:
+                raise ValueError(f"its header would be {length} bytes long")
+            entries = json.loads(stream.read(length))
+        data_start, file_bytes = 8 + length, path.stat().st_size
+        infos = {name: _info(name, entry, data_start) for name, entry in entries.items() if name != "__metadata__"}
+        end = max((info.end for info in infos.values()), default=data_start)
+        if end > file_bytes:
+            raise ValueError(f"it is truncated: {file_bytes:,} bytes where its header asks for {end:,}")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}). Download or save it again.") from error
+    return infos
+
+
+def _info(name: str, entry: Any, data_start: int) -> TensorInfo:
+    dtype, shape, (start, end) = entry["dtype"], tuple(map(int, entry["shape"])), entry["data_offsets"]
+    if dtype not in DTYPE_BYTES:
+        raise ValueError(f"tensor {name} has the unknown dtype {dtype}")
+    if start < 0 or end - start != math.prod(shape) * DTYPE_BYTES[dtype]:
+        raise ValueError(f"tensor {name} of shape {shape} does not fill bytes {start}..{end}")
+    return TensorInfo(dtype, shape, data_start + start, data_start + end)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files that make up the model in a directory, in name order.
+
+    Raises:
+        UserError: there is none, or a shard named in the index is missing; says how to convert pickled weights.
+    """
+    index = directory / INDEX_NAME
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{index}: not a readable index of shards ({error})") from error
+        if missing := [shard for shard in shards if not (directory / shard).is_file()]:
+            raise UserError(f"{directory}: shards named in {INDEX_NAME} are missing: {', '.join(missing)}")
+        return [directory / shard for shard in shards]
+    single = directory / "model.safetensors"
+    if single.is_file():
+        return [single]
+    found = sorted(directory.glob("*.safetensors"))
+    if len(found) == 1 and not found[0].name.startswith("adapter"):
+        return found
+    raise UserError(_no_weights(directory, found))
+
+
+def _no_weights(directory: Path, found: list[Path]) -> str:
+    if any(path.name.startswith("adapter_model") for path in directory.glob("adapter_model.*")):
+        return (
+            f"{directory}: this is a LoRA adapter, not a model. Give its base model as `model` and this as `adapter`, "
+            "for example {model: org/base, adapter: " + str(directory) + "}"
+        )
+    if found:
+        return f"{directory}: several .safetensors files but no {INDEX_NAME}; it is unclear which make up the model"
+    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in directory.glob(pattern))
+    if pickled:
+        return (
+            f"{directory}: only pickled weights ({', '.join(pickled[:3])}), which can run code when opened and are not "
+            "read. Convert them once: AutoModelForCausalLM.from_pretrained(dir).save_pretrained(new_dir)"
+        )
+    return f"{directory}: no model.safetensors and no {INDEX_NAME} there"

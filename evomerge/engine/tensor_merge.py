@@ -1,0 +1,285 @@
+"""The one path from (recipe node, tensor) to merged values, used for the live model and for files alike.
+
+Inputs keep their stored dtype; methods compute in fp32 and cast once into the output. A merge inside a merge is
+computed into an fp32 temporary, so an inner result is never rounded before the outer merge sees it. What a method
+prepares is kept for the next candidate as long as it fits into ``state_memory_bytes``.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evomerge.engine.architecture import Slot
+from evomerge.engine.model_tensors import OpenModels
+from evomerge.errors import InvalidInput, MergeFailed, Problem, UserError
+from evomerge.methods.base import MergeMethod, MethodSpec, TensorContext, Value
+from evomerge.methods.catalogue import get_spec, load_method
+from evomerge.recipes.recipe import Merge, Node, Recipe, Source
+from evomerge.recipes.resolve import resolve_values
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+# Prepared state that no candidate used for this long makes room for another method's.
+KEEP_FOR_CANDIDATES = 8
+
+Values = Mapping[str, Value | Sequence[float]]
+
+
+@dataclass
+class _Prepared:
+    """What ``prepare`` gave for one tensor: a state, or the base itself where no expert differs from it."""
+
+    state: Any
+    same_as: Node | None
+    num_bytes: int
+    last_used: int
+
+
+class MergePlan:
+    """A merge node made ready for many tensors: method, inputs and values by tensor."""
+
+    def __init__(self, node: Merge, num_blocks: int) -> None:
+        """Look up the method.
+
+        Raises:
+            UserError: unknown method, or a number of models it cannot handle.
+        """
+        self.node = node
+        self.spec = get_spec(node.method)
+        self.method: MergeMethod = load_method(node.method)
+        self.key_number = 0
+        self.experts = tuple(source for _, source in node.experts)
+        self.inputs = (*(() if node.base is None else (node.base,)), *self.experts)
+        self.expert_keys = tuple(name for name, _ in node.experts)
+        _check_models(node, self.spec)
+        self._num_blocks = num_blocks
+        self._structural = frozenset(entry.name for entry in self.spec.hyperparameters if entry.structural)
+        self._split: dict[int, tuple[Mapping[str, Any], dict[str, Value], Values]] = {}  # by id of resolved values
+
+    def values(self, slot: Slot) -> tuple[dict[str, Value], Values]:
+        """Structural and other hyperparameters of a tensor.
+
+        Raises:
+            MergeFailed: a value is NaN or infinite.
+        """
+        resolved: Mapping[str, Any] = resolve_values(self.node, slot.name, slot.block, slot.component, self._num_blocks)
+        if id(resolved) not in self._split:
+            for name, value in resolved.items():
+                numbers = value if isinstance(value, tuple) else (value,)
+                if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                    raise MergeFailed(f"{self.node.method}: {name} is {value} for {slot.name}; expected finite numbers")
+            structural = {name: resolved[name] for name in sorted(self._structural)}
+            cheap = {name: value for name, value in resolved.items() if name not in self._structural}
+            self._split[id(resolved)] = (resolved, structural, cheap)
+        return self._split[id(resolved)][1:]
+
+
+@dataclass(frozen=True)
+class PendingTensor:
+    """A tensor whose inputs are prepared and which is about to be written.
+
+    Attributes:
+        same_as: the source whose tensor the result is, bit for bit; None when it has to be computed.
+    """
+
+    slot: Slot
+    same_as: Source | None
+    _node: Node
+    _plan: MergePlan | None = None
+    _state: Any = None
+    _values: Values | None = None
+
+
+class TensorMerger:
+    """Merges single tensors of a set of open models, keeping what methods prepare between candidates."""
+
+    def __init__(self, models: OpenModels, device: torch.device, state_memory_bytes: int) -> None:
+        """Start with nothing prepared.
+
+        Args:
+            models: where tensors come from.
+            device: where arithmetic happens.
+            state_memory_bytes: cap on what is kept; 0 keeps nothing (one pass over the tensors).
+        """
+        self.models = models
+        self.device = device
+        self.state_memory_bytes = state_memory_bytes
+        self.state_bytes = 0
+        self.prepare_seconds = 0.0
+        self.not_kept: set[str] = set()
+        self._kept: dict[Any, _Prepared] = {}
+        self._candidate = 0
+        self._plans: dict[int, MergePlan] = {}  # by id of the node, which its plan keeps alive
+        self._key_numbers: dict[Any, int] = {}
+
+    def start_candidate(self, root: Node) -> None:
+        """Look up the methods of a new recipe and forget the plans of the last one.
+
+        Raises:
+            UserError: a method that is unknown or cannot handle the recipe's models; a model that does not fit.
+        """
+        self._candidate += 1
+        self._plans = {}
+        self.not_kept = set()
+        self._add_plans(root)
+
+    def pending(self, node: Node, slot: Slot) -> PendingTensor:
+        """Prepare one tensor, from memory when an earlier candidate did the same.
+
+        Raises:
+            MergeFailed: hyperparameters are not finite.
+        """
+        if isinstance(node, Source):
+            return PendingTensor(slot, node, node)
+        plan = self._plans[id(node)]
+        structural, values = plan.values(slot)
+        # Hashing whole nodes for every tensor would cost more than merging small ones.
+        key = (plan.key_number, tuple(structural.items()), slot.name)
+        prepared = self._kept.get(key)
+        if prepared is None:
+            prepared = self._prepare(plan, structural, slot)
+            self._keep(key, prepared, slot)
+        prepared.last_used = self._candidate
+        if prepared.same_as is not None:
+            return self.pending(prepared.same_as, slot)
+        return PendingTensor(slot, None, node, plan, prepared.state, values)
+
+    def write(self, pending: PendingTensor, out: Tensor) -> None:
+        """Write the tensor into ``out`` in place, rounded once to its dtype."""
+        if pending.same_as is not None:
+            out.copy_(self.models.get(pending.same_as).tensor(pending.slot.name))
+            return
+        assert pending._plan is not None
+        assert pending._values is not None
+        pending._plan.method.apply(pending._state, pending._values, out)
+
+    def _add_plans(self, node: Node) -> None:
+        if isinstance(node, Source):
+            self.models.get(node)
+            return
+        if id(node) in self._plans:
+            return
+        plan = MergePlan(node, self.models.architecture.num_blocks)
+        inputs = (node.method, node.base, node.experts, node.seed)
+        plan.key_number = self._key_numbers.setdefault(inputs, len(self._key_numbers))
+        self._plans[id(node)] = plan
+        for child in plan.inputs:
+            self._add_plans(child)
+
+    def _prepare(self, plan: MergePlan, structural: dict[str, Value], slot: Slot) -> _Prepared:
+        started = time.perf_counter()
+        node = plan.node
+        base = None if node.base is None else self._input(node.base, slot)
+        experts = [self._input(source, slot) for source in plan.experts]
+        if plan.spec.needs_base and base is not None and all(_equal(base, expert) for expert in experts):
+            # Every task vector is zero, so the result is the base whatever the coefficients (frozen embeddings).
+            prepared = _Prepared(None, node.base, 0, self._candidate)
+        else:
+            context = TensorContext(slot.name, node.seed, plan.expert_keys)
+            state = plan.method.prepare(base, experts, structural, context)
+            num_bytes = plan.method.state_bytes(state) + self._input_bytes(plan, slot)
+            prepared = _Prepared(state, None, num_bytes, self._candidate)
+        self.prepare_seconds += time.perf_counter() - started
+        return prepared
+
+    def _input(self, node: Node, slot: Slot) -> Tensor:
+        if isinstance(node, Source):
+            return self.models.get(node).tensor(slot.name).to(self.device)
+        result = torch.empty(slot.shape, dtype=torch.float32, device=self.device)
+        self.write(self.pending(node, slot), result)
+        return result
+
+    def _input_bytes(self, plan: MergePlan, slot: Slot) -> int:
+        """Bytes of inputs that are not views of mapped files, which a state may hold on to."""
+        total = 0
+        for node in plan.inputs:
+            numel = math.prod(slot.shape)
+            if isinstance(node, Merge):
+                total += 4 * numel
+            elif self.device.type != "cpu" or not self.models.get(node).is_mapped(slot.name):
+                total += self.models.get(node).dtype(slot.name).itemsize * numel
+        return total
+
+    def _keep(self, key: Any, prepared: _Prepared, slot: Slot) -> None:
+        if self.state_memory_bytes == 0:
+            return
+        if self.state_bytes + prepared.num_bytes > self.state_memory_bytes:
+            self._forget_unused()
+        if self.state_bytes + prepared.num_bytes > self.state_memory_bytes:
+            self.not_kept.add(slot.name)
+            return
+        self._kept[key] = prepared
+        self.state_bytes += prepared.num_bytes
+
+    def _forget_unused(self) -> None:
+        for key, prepared in list(self._kept.items()):
+            if prepared.last_used < self._candidate - KEEP_FOR_CANDIDATES:
+                self.state_bytes -= prepared.num_bytes
+                del self._kept[key]
+
+
+class OutputDtype:
+    """The dtype each merged tensor is stored in: the recipe's, else the dtype of the same tensor in its reference."""
+
+    def __init__(self, recipe: Recipe, models: OpenModels) -> None:
+        """Look up the recipe's dtype.
+
+        Raises:
+            UserError: a dtype that weights cannot be stored in.
+        """
+        if recipe.dtype is not None and recipe.dtype not in DTYPES:
+            raise UserError(f"recipe: dtype {recipe.dtype!r} is unknown; expected one of {', '.join(DTYPES)}")
+        self._dtype = None if recipe.dtype is None else DTYPES[recipe.dtype]
+        self._reference = models.get(recipe.reference)
+
+    def of(self, slot: Slot) -> torch.dtype:
+        """Dtype of one tensor."""
+        return self._dtype or self._reference.dtype(slot.name)
+
+
+def checksum(tensor: Tensor) -> Tensor:
+    """A 0-d tensor that is finite exactly when all of a merged tensor is (short of an fp32 overflow of its sum)."""
+    return tensor.sum(dtype=torch.float32) if tensor.dtype == torch.float16 else tensor.sum()
+
+
+def check_finite(sums: list[tuple[str, Tensor]]) -> None:
+    """Check the checksums of written tensors, in one go.
+
+    Raises:
+        MergeFailed: naming the tensors that are not finite.
+    """
+    if not sums or bool(torch.stack([total.float() for _, total in sums]).isfinite().all()):
+        return
+    broken = [name for name, total in sums if not bool(total.isfinite())]
+    some = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
+    raise MergeFailed(f"merged weights are NaN or infinite in {len(broken)} tensors: {some}")
+
+
+def _check_models(node: Merge, spec: MethodSpec) -> None:
+    count, where = len(node.experts), f"recipe: {node.method}"
+    problems = []
+    if spec.needs_base and node.base is None:
+        problems.append(Problem(where, "needs a base model; give `base`"))
+    if count < spec.min_experts or (spec.max_experts is not None and count > spec.max_experts):
+        upper = "" if spec.max_experts is None else f" to {spec.max_experts}"
+        wanted = f"{spec.min_experts}{upper}" if upper != f" to {spec.min_experts}" else f"exactly {spec.min_experts}"
+        problems.append(Problem(where, f"expected {wanted}{' or more' if not upper else ''} experts, got {count}"))
+    if problems:
+        raise InvalidInput(problems)
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    if first.shape != second.shape:
+        return False
+    # A few entries tell most tensors apart without reading them whole.
+    step = max(1, first.numel() // 64)
+    some = first.flatten()[::step], second.flatten()[::step]
+    if not torch.equal(some[0].float(), some[1].float()):
+        return False
+    return torch.equal(first, second) if first.dtype == second.dtype else bool((first == second).all())
