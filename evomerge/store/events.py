@@ -1,0 +1,293 @@
+"""The events of a run and their JSON form. Floats keep every bit; NaN and infinities are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import operator
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from evomerge.terms import Array, Candidate, FailureKind, Gene, Objective, Seconds
+
+SCHEMA_VERSION = 1
+
+
+class EventError(ValueError):
+    """A line that is no event of this schema; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """First event of every log: all that is needed to read the others.
+
+    Attributes:
+        name: the experiment's name.
+        evomerge: version that started the run.
+        experiment_fingerprint: hash of the resolved experiment.
+        time: Unix seconds.
+        seeds: every seed of the run by purpose, for example ``{"run": 7}``.
+        objectives: in the order of every fitness of this log.
+        reference_point: ``(M,)`` of the hypervolume, on the maximised scale; empty when there is none.
+        genes: of every genotype of this log.
+        gene_groups: group name -> indices of its genes, for summaries of long genotypes.
+    """
+
+    name: str
+    evomerge: str
+    experiment_fingerprint: str
+    time: float
+    seeds: Mapping[str, int]
+    objectives: tuple[Objective, ...]
+    reference_point: tuple[float, ...] = ()
+    genes: tuple[Gene, ...] = ()
+    gene_groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The optimizer proposed a candidate; ``genotype`` is ``(G,)``."""
+
+    candidate: int
+    generation: int
+    genotype: tuple[float, ...]
+    recipe_id: str
+    parents: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, candidate: Candidate) -> Asked:
+        """The event of a candidate."""
+        genotype = tuple(float(value) for value in candidate.genotype)
+        return cls(candidate.id, candidate.generation, genotype, candidate.recipe_id, candidate.parent_ids)
+
+    @property
+    def array(self) -> Array:
+        """The genotype ``(G,)`` as float64."""
+        return np.asarray(self.genotype, dtype=np.float64)
+
+    def as_candidate(self) -> Candidate:
+        """The candidate of the event, bit for bit."""
+        return Candidate(self.candidate, self.array, self.recipe_id, self.generation, self.parents)
+
+
+@dataclass(frozen=True)
+class Started:
+    """A worker began an evaluation. Informative only: a replay does not need it."""
+
+    key: str
+    attempt: int
+    worker: int
+    time: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation ended with a fitness.
+
+    Attributes:
+        key: unique in the run, for example ``c17`` or ``baseline:uniform_soup:search``.
+        candidate: id of the asked candidate when this is its search evaluation, else None.
+        split: which documents were scored.
+        fitness: ``(M,)`` maximised.
+        metrics: scalars in their natural direction, keyed ``task/metric,filter``.
+        seconds: where the time went.
+        scores_ref: reference of the per-document scores in the score store, or None.
+        worker: index of the worker.
+        started: Unix seconds.
+        finished: Unix seconds.
+        attempts: from 1.
+        recipe_id: of the evaluated recipe, where the key is not a candidate's.
+    """
+
+    key: str
+    candidate: int | None
+    split: str
+    fitness: tuple[float, ...]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: Seconds = field(default_factory=Seconds)
+    scores_ref: str | None = None
+    worker: int = 0
+    started: float = 0.0
+    finished: float = 0.0
+    attempts: int = 1
+    recipe_id: str = ""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An evaluation ended without a fitness, after its last attempt."""
+
+    key: str
+    candidate: int | None
+    split: str
+    kind: FailureKind
+    message: str
+    worker: int = 0
+    started: float = 0.0
+    finished: float = 0.0
+    attempts: int = 1
+    recipe_id: str = ""
+
+
+@dataclass(frozen=True)
+class Told:
+    """The optimizer was told these candidates' results, in this order, in one call."""
+
+    candidates: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GenerationClosed:
+    """Every candidate of a generation has been told.
+
+    Attributes:
+        generation: from 0.
+        time: Unix seconds.
+        evaluations: search evaluations so far, failures included.
+        best: id of the best candidate so far, or None.
+        hypervolume: of the front so far, or None.
+    """
+
+    generation: int
+    time: float
+    evaluations: int
+    best: int | None = None
+    hypervolume: float | None = None
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A new process went on with the run; ``notes`` say what differs harmlessly from the last one."""
+
+    time: float
+    evomerge: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunFinished:
+    """The run ended on purpose, for example ``budget``, ``converged``, ``interrupted``."""
+
+    reason: str
+    time: float
+
+
+Event = RunStarted | Asked | Started | Evaluated | Failed | Told | GenerationClosed | Resumed | RunFinished
+
+_TAGS: dict[str, type[Any]] = {
+    "run_started": RunStarted,
+    "asked": Asked,
+    "started": Started,
+    "evaluated": Evaluated,
+    "failed": Failed,
+    "told": Told,
+    "generation_closed": GenerationClosed,
+    "resumed": Resumed,
+    "run_finished": RunFinished,
+}
+_NAMES = {cls: tag for tag, cls in _TAGS.items()}
+
+
+def format_event(event: Event) -> str:
+    """One line of JSON, without the newline.
+
+    Raises:
+        ValueError: a NaN or an infinity, named with its field.
+    """
+    entries = {"v": SCHEMA_VERSION, "event": _NAMES[type(event)], **_encode(event, _NAMES[type(event)])}
+    return json.dumps(entries, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def parse_event(line: str | bytes) -> Event:
+    """The event of one line.
+
+    Raises:
+        EventError: no JSON, another schema version, an unknown event, or fields that do not fit.
+    """
+    try:
+        entries = json.loads(line)
+    except ValueError as error:
+        raise EventError(f"is not JSON ({error})") from error
+    if not isinstance(entries, dict):
+        raise EventError("is not a JSON object")
+    version = entries.pop("v", None)
+    if version != SCHEMA_VERSION:
+        raise EventError(f"has schema version {version!r}; this evomerge reads version {SCHEMA_VERSION}")
+    tag = entries.pop("event", None)
+    if tag not in _TAGS:
+        raise EventError(f"has unknown event {tag!r}")
+    return typing.cast("Event", _decode(_TAGS[tag], entries, tag))
+
+
+_known_hints: dict[Any, dict[str, tuple[Any, bool]]] = {}
+
+
+def _hints(cls: Any) -> dict[str, tuple[Any, bool]]:
+    """Field name -> (type, whether it must be given)."""
+    if cls not in _known_hints:
+        hints = typing.get_type_hints(cls)
+        missing = dataclasses.MISSING
+        _known_hints[cls] = {
+            entry.name: (hints[entry.name], entry.default is missing and entry.default_factory is missing)
+            for entry in dataclasses.fields(cls)
+        }
+    return _known_hints[cls]
+
+
+def _encode(value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {name: _encode(getattr(value, name), f"{where}.{name}") for name in _hints(type(value))}
+    if isinstance(value, Mapping):
+        return {str(name): _encode(item, f"{where}.{name}") for name, item in value.items()}
+    if isinstance(value, tuple | list | np.ndarray):
+        return [_encode(item, where) for item in value]
+    if value is None or isinstance(value, bool | str):
+        return value.value if isinstance(value, Enum) else value
+    if isinstance(value, float | np.floating):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is {value}: only finite numbers go into the log")
+        return float(value)
+    return operator.index(value)
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _decode_fields(typing.cast("type[Any]", kind), value, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _decode(arguments[0], value, where)
+    if origin is tuple and isinstance(value, list):
+        if arguments[0] is float and all(type(item) is float and math.isfinite(item) for item in value):
+            return tuple(value)
+        return tuple(_decode(arguments[0], item, where) for item in value)
+    if origin is Mapping and isinstance(value, dict):
+        return {name: _decode(arguments[1], item, f"{where}.{name}") for name, item in value.items()}
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        try:
+            return kind(value)
+        except ValueError as error:
+            raise EventError(f"has {where} {value!r}, expected one of {[item.value for item in kind]}") from error
+    if kind is float and type(value) in (float, int) and math.isfinite(value):
+        return float(value)
+    if type(value) is kind:
+        return value
+    raise EventError(f"has {where} {value!r:.80}, expected {getattr(kind, '__name__', kind)}")
+
+
+def _decode_fields(cls: type[Any], value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise EventError(f"has {where} {value!r:.80}, expected an object")
+    hints = _hints(cls)
+    unknown = [name for name in value if name not in hints]
+    missing = [name for name, (_, required) in hints.items() if required and name not in value]
+    if unknown or missing:
+        problems = [f"unknown field {name!r}" for name in unknown] + [f"no field {name!r}" for name in missing]
+        raise EventError(f"has in {where} " + ", ".join(problems))
+    return cls(**{name: _decode(hints[name][0], item, f"{where}.{name}") for name, item in value.items()})

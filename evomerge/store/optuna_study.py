@@ -1,0 +1,277 @@
+"""The Optuna study of a run: a picture of the event log for dashboards and notebooks.
+
+Nothing is ever read back from it, so it may be deleted at any time: ``sync`` adds what is missing, ``rebuild`` starts
+over. Values are the metrics in their natural direction; failures are FAIL trials, never numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from evomerge.errors import UserError
+from evomerge.store.event_log import complete_size
+from evomerge.store.events import Asked, Evaluated, Failed, RunStarted
+from evomerge.store.run_state import RunState
+from evomerge.store.study_columns import Column, plan_columns
+from evomerge.terms import GeneKind
+
+DEFAULT_CAP = 64
+
+# An append holds the journal's lock for milliseconds; a lock this old was left by a killed process.
+_STALE_LOCK_SECONDS = 1.0
+_RUN_ATTRIBUTE = "run"
+_METRIC_NAMES = "study:metric_names"
+_NOTE_VERSION, _NOTE_TEXT, _NOTE_PIECE = "dashboard:note_ver", "dashboard:note_str:", 2000
+
+
+class StudyProjection:
+    """Writes finished evaluations of one run into one Optuna study. Adding one twice does nothing.
+
+    Args:
+        storage: path of a journal file, or an Optuna storage URL (``sqlite:///...``, ``postgresql://...``).
+        started: the run's first event: name, objectives, genes.
+        study_name: None takes the run's name.
+        cap: most parameters per trial; longer genotypes are shown as means over gene groups.
+        note: markdown shown with the study, None writes a short description of the run.
+
+    Raises:
+        UserError: the storage cannot be opened, or holds a study of this name that belongs to another run.
+    """
+
+    def __init__(
+        self,
+        storage: str | Path,
+        started: RunStarted,
+        study_name: str | None = None,
+        cap: int = DEFAULT_CAP,
+        note: str | None = None,
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.study_name = study_name or started.name
+        self._storage_name = str(storage)
+        self._started = started
+        self._columns = plan_columns(started.genes, started.gene_groups, cap)
+        self._distributions = {column.name: _distribution(column) for column in self._columns}
+        self._note = describe_run(started, self._columns) if note is None else note
+        self._storage = _open_storage(self._storage_name)
+        self._study, self._keys = self._open_study()
+
+    @property
+    def num_trials(self) -> int:
+        """Evaluations in the study."""
+        return len(self._keys)
+
+    def add(self, outcome: Evaluated | Failed, asked: Asked | None = None) -> bool:
+        """Add one finished evaluation as one trial.
+
+        Candidates and baselines of the search split become trials. Scores on other documents are no comparison and are
+        left out.
+
+        Args:
+            outcome: how the evaluation ended.
+            asked: its candidate; None for baselines, which have no parameters.
+
+        Returns:
+            Whether a trial was added.
+        """
+        if outcome.key in self._keys or outcome.split != "search":
+            return False
+        self._study.add_trial(self._trial(outcome, asked))
+        self._keys.add(outcome.key)
+        return True
+
+    def sync(self, state: RunState) -> int:
+        """Add every finished evaluation of the log that the study lacks, in order of completion; how many."""
+        asked = {record.id: record.asked for record in state.candidates}
+        return sum(
+            self.add(outcome, None if outcome.candidate is None else asked[outcome.candidate])
+            for outcome in state.outcomes.values()
+        )
+
+    def rebuild(self, state: RunState) -> int:
+        """Delete the study and write it anew from the log; how many trials."""
+        optuna.delete_study(study_name=self.study_name, storage=self._storage)
+        self._study, self._keys = self._open_study()
+        return self.sync(state)
+
+    def set_note(self, markdown: str) -> None:
+        """Replace the note shown with the study, for example by the final table."""
+        # Written in the dashboard's own form; importing its package costs seconds of a starting run.
+        study_id, storage = self._study._study_id, self._storage
+        old = storage.get_study_system_attrs(study_id)
+        storage.set_study_system_attr(study_id, _NOTE_VERSION, int(old.get(_NOTE_VERSION, 0)) + 1)
+        pieces = [markdown[start : start + _NOTE_PIECE] for start in range(0, len(markdown), _NOTE_PIECE)]
+        num_old = sum(key.startswith(_NOTE_TEXT) for key in old)
+        for index, piece in enumerate(pieces + [""] * (num_old - len(pieces))):
+            storage.set_study_system_attr(study_id, f"{_NOTE_TEXT}{index}", piece)
+
+    def close(self) -> None:
+        """Free the storage's connections."""
+        self._storage.remove_session()
+
+    def _open_study(self) -> tuple[optuna.Study, set[str]]:
+        objectives = self._started.objectives
+        directions = [
+            StudyDirection.MAXIMIZE if objective.higher_is_better else StudyDirection.MINIMIZE
+            for objective in objectives
+        ]
+        run_id = f"{self._started.experiment_fingerprint}@{self._started.time!r}"
+        try:
+            study = optuna.create_study(
+                storage=self._storage, study_name=self.study_name, directions=directions, load_if_exists=True
+            )
+            trials = study.get_trials(deepcopy=False)
+            owner = study.user_attrs.get(_RUN_ATTRIBUTE)
+        except Exception as error:
+            raise _storage_error(self._storage_name, error) from error
+        if owner is None and not trials:
+            # Private call: the public one prints an experimental warning on every run.
+            self._storage.set_study_system_attr(
+                study._study_id, _METRIC_NAMES, [objective.name for objective in objectives]
+            )
+            study.set_user_attr(_RUN_ATTRIBUTE, run_id)
+            study.set_user_attr("evomerge", self._started.evomerge)
+            for purpose, seed in self._started.seeds.items():
+                study.set_user_attr(f"seed {purpose}", seed)
+            self._study = study
+            self.set_note(self._note)
+        elif owner != run_id:
+            raise UserError(
+                f"{self._storage_name}: holds a study {self.study_name!r} of another run. Give this projection another "
+                "study name, or delete that study first."
+            )
+        return study, {trial.user_attrs["key"] for trial in trials if "key" in trial.user_attrs}
+
+    def _trial(self, outcome: Evaluated | Failed, asked: Asked | None) -> FrozenTrial:
+        attributes: dict[str, Any] = {"key": outcome.key}
+        params: dict[str, Any] = {}
+        if asked is not None:
+            genotype = asked.array
+            params = {column.name: column.value(genotype) for column in self._columns}
+            attributes |= {"candidate": asked.candidate, "generation": asked.generation, "recipe_id": asked.recipe_id}
+            if asked.parents:
+                attributes["parents"] = " ".join(map(str, asked.parents))
+        else:
+            attributes["baseline"] = baseline_name(outcome.key)
+            if outcome.recipe_id:
+                attributes["recipe_id"] = outcome.recipe_id
+        attributes |= {"worker": outcome.worker, "attempts": outcome.attempts}
+        if isinstance(outcome, Evaluated):
+            seconds = outcome.seconds
+            attributes |= {
+                "seconds merge": seconds.merge,
+                "seconds forward": seconds.forward,
+                "seconds metric": seconds.metric,
+                "seconds wait": seconds.wait,
+                **{name: float(value) for name, value in outcome.metrics.items()},
+            }
+        else:
+            attributes["failure"] = f"{outcome.kind}: {outcome.message}"[:1000]
+        distributions = self._distributions if params else {}
+        if isinstance(outcome, Failed):
+            trial = create_trial(
+                state=TrialState.FAIL, params=params, distributions=distributions, user_attrs=attributes
+            )
+        else:
+            pairs = zip(self._started.objectives, outcome.fitness, strict=True)
+            values = [objective.natural(float(value)) for objective, value in pairs]
+            trial = create_trial(values=values, params=params, distributions=distributions, user_attrs=attributes)
+        if outcome.finished > 0:
+            trial.datetime_start = datetime.fromtimestamp(outcome.started)
+            trial.datetime_complete = datetime.fromtimestamp(outcome.finished)
+        return trial
+
+
+def baseline_name(key: str) -> str:
+    """``uniform_soup`` of the key ``baseline:uniform_soup:search``; any other key stands for itself."""
+    parts = key.split(":")
+    return ":".join(parts[1:-1]) if len(parts) >= 3 and parts[0] == "baseline" else key
+
+
+def describe_run(started: RunStarted, columns: tuple[Column, ...] = ()) -> str:
+    """Markdown for the study's note."""
+    lines = [f"## {started.name}", "", "| objective | direction | weight |", "|---|---|---|"]
+    for objective in started.objectives:
+        direction = "higher is better" if objective.higher_is_better else "lower is better"
+        lines.append(f"| {objective.name} | {direction} | {objective.weight:g} |")
+    seeds = ", ".join(f"{purpose} {seed}" for purpose, seed in started.seeds.items())
+    lines += ["", f"{len(started.genes)} genes; seeds: {seeds}; evomerge {started.evomerge}."]
+    if len(columns) < len(started.genes):
+        lines.append(f"Shown as {len(columns)} parameters (means over gene groups); whole genotypes: events.jsonl.")
+    lines += [
+        "",
+        "Trials with a `baseline` attribute are fixed recipes scored on the same documents.",
+        "Failed trials carry their reason in `failure`.",
+        "This study is a picture of the run's event log and can be rebuilt from it.",
+    ]
+    return "\n".join(lines)
+
+
+def _distribution(column: Column) -> BaseDistribution:
+    if column.kind is GeneKind.CATEGORY:
+        return CategoricalDistribution(column.choices)
+    if column.kind is GeneKind.INTEGER:
+        return IntDistribution(round(column.low), round(column.high))
+    return FloatDistribution(column.low, column.high)
+
+
+def _open_storage(name: str) -> BaseStorage:
+    try:
+        if "://" in name:
+            return optuna.storages.get_storage(name)
+        return _open_journal(Path(name))
+    except Exception as error:
+        raise _storage_error(name, error) from error
+
+
+def _open_journal(path: Path) -> BaseStorage:
+    """Open a journal file; one that cannot be read is put aside for an empty one."""
+    _mend_journal(path)
+    try:
+        return JournalStorage(JournalFileBackend(str(path)))
+    except OSError:
+        raise
+    except Exception:
+        if path.suffix != ".journal":
+            raise
+        path.replace(f"{path}.damaged")
+        return JournalStorage(JournalFileBackend(str(path)))
+
+
+def _mend_journal(path: Path) -> None:
+    """Undo what a killed writer leaves.
+
+    A torn last line makes the file unreadable after the next append; a lock stalls the first writer half a minute.
+    """
+    lock = Path(f"{path}.lock")
+    deadline = time.monotonic() + _STALE_LOCK_SECONDS
+    while os.path.lexists(lock):
+        if time.monotonic() > deadline:
+            lock.unlink(missing_ok=True)
+            break
+        time.sleep(0.05)
+    if path.exists() and path.suffix == ".journal":
+        with path.open("rb+") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            complete = complete_size(stream.fileno(), size)
+            if complete < size:
+                stream.truncate(complete)
+
+
+def _storage_error(name: str, error: Exception) -> UserError:
+    text = str(error).strip().splitlines()
+    return UserError(
+        f"{name}: cannot open this Optuna storage ({type(error).__name__}: {text[0][:300] if text else 'no message'}). "
+        "Expected a journal file path or a URL such as sqlite:///study.db."
+    )

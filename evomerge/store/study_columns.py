@@ -1,0 +1,101 @@
+"""How a genotype becomes a bounded number of study parameters; torch- and optuna-free.
+
+The dashboard sends every parameter of every trial with each poll and slows down with the square of their number, so a
+long genotype is shown as means over its gene groups. The whole genotype stays in the event log.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evomerge.terms import Array, Gene, GeneKind
+
+
+@dataclass(frozen=True)
+class Column:
+    """One study parameter.
+
+    Attributes:
+        name: shown name, unique in the study.
+        kind: real for means, else the gene's own.
+        low: lower bound.
+        high: upper bound.
+        choices: of a category.
+        genes: indices of the genes it stands for; more than one means their mean.
+    """
+
+    name: str
+    kind: GeneKind
+    low: float
+    high: float
+    choices: tuple[str, ...]
+    genes: tuple[int, ...]
+
+    def value(self, genotype: Array) -> float | int | str:
+        """The parameter's value for a genotype ``(G,)``, inside the bounds."""
+        if self.kind is GeneKind.CATEGORY:
+            return self.choices[min(max(round(float(genotype[self.genes[0]])), 0), len(self.choices) - 1)]
+        mean = float(np.mean(genotype[list(self.genes)]))
+        mean = min(max(mean, self.low), self.high)
+        return round(mean) if self.kind is GeneKind.INTEGER else mean
+
+
+def plan_columns(genes: Sequence[Gene], gene_groups: Mapping[str, Sequence[int]], cap: int) -> tuple[Column, ...]:
+    """The columns of a study, at most ``cap`` of them.
+
+    Genotypes within the cap are shown gene by gene. Longer ones keep their categories (up to half the cap); the other
+    genes are averaged per group, and neighbouring groups are joined where there are too many.
+
+    Args:
+        genes: G genes.
+        gene_groups: name -> indices, in display order; genes of no group form the last one.
+        cap: most columns, at least 2.
+    """
+    if len(genes) <= cap:
+        return tuple(_single(genes, index) for index in range(len(genes)))
+    categories = [index for index, gene in enumerate(genes) if gene.kind is GeneKind.CATEGORY][: cap // 2]
+    numeric = {index for index, gene in enumerate(genes) if gene.kind is not GeneKind.CATEGORY}
+    groups: list[tuple[str, list[int]]] = []
+    seen: set[int] = set()
+    for name, indices in gene_groups.items():
+        members = [index for index in indices if index in numeric and index not in seen]
+        seen.update(members)
+        if members:
+            groups.append((name, members))
+    rest = sorted(numeric - seen)
+    if rest:
+        # Ungrouped genes are the coarsest when groups exist, else each stands for itself before joining.
+        groups += [("other genes", rest)] if groups else [(genes[index].name, [index]) for index in rest]
+    joined = _join(groups, cap - len(categories))
+    singles = tuple(_single(genes, index) for index in categories)
+    return singles + tuple(_mean(genes, name, members) for name, members in joined)
+
+
+def _join(groups: list[tuple[str, list[int]]], cap: int) -> list[tuple[str, list[int]]]:
+    """At most ``cap`` runs of neighbouring groups."""
+    if len(groups) <= cap:
+        return groups
+    bounds = [round(step * len(groups) / cap) for step in range(cap + 1)]
+    joined = []
+    for start, end in itertools.pairwise(bounds):
+        run = groups[start:end]
+        name = run[0][0] if len(run) == 1 else f"{run[0][0]} … {run[-1][0]}"
+        joined.append((name, [index for _, members in run for index in members]))
+    return joined
+
+
+def _single(genes: Sequence[Gene], index: int) -> Column:
+    gene = genes[index]
+    return Column(gene.name, gene.kind, gene.low, gene.high, gene.choices, (index,))
+
+
+def _mean(genes: Sequence[Gene], name: str, members: Sequence[int]) -> Column:
+    if len(members) == 1:
+        return _single(genes, members[0])
+    low = float(np.mean([genes[index].low for index in members]))
+    high = float(np.mean([genes[index].high for index in members]))
+    return Column(f"mean of {name}", GeneKind.REAL, low, high, (), tuple(members))
