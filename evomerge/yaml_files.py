@@ -58,6 +58,27 @@ for _tag, _pattern, _first in _SCALARS:
     )
 
 
+class _StrictDumper(yaml.SafeDumper):
+    """Quotes every text that this reader or a plain YAML 1.1 reader would take for something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_StrictDumper.yaml_implicit_resolvers = {
+    first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + _StrictLoader.yaml_implicit_resolvers.get(first, [])
+    for first in [*yaml.SafeDumper.yaml_implicit_resolvers, *_StrictLoader.yaml_implicit_resolvers]
+}
+
+
+def format_flow(value: Any) -> str:
+    """A value as one line of YAML (flow style) that reads back as the same value, in any YAML reader."""
+    text = yaml.dump(
+        value, Dumper=_StrictDumper, default_flow_style=True, width=math.inf, sort_keys=False, allow_unicode=True
+    )
+    return str(text).removesuffix("...\n").rstrip("\n")
+
+
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = str(loader.construct_scalar(node))
     return int(text, 16) if text.startswith("0x") else int(text)

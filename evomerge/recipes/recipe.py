@@ -81,6 +81,9 @@ class Merge:
     parameters: tuple[tuple[str, tuple[Rule, ...]], ...] = ()
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", tuple(sorted(self.parameters, key=lambda entry: entry[0])))
+
     def rules(self, name: str) -> tuple[Rule, ...]:
         """Rules of one hyperparameter, empty when the recipe leaves it at its default."""
         return dict(self.parameters).get(name, ())

@@ -1,0 +1,64 @@
+"""Facts of mergekit 0.1's dialect that its own files leave unsaid: parameter names, defaults, what a method implies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from evomerge.methods.base import Hyperparameter, MethodSpec
+from evomerge.recipes.recipe import Scalar
+
+# mergekit's name to the default of each method; None = required.
+_WEIGHT: dict[str, Scalar | None] = {"weight": None}
+_DELTA: dict[str, Scalar | None] = {**_WEIGHT, "lambda": 1.0, "normalize": False}
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One method as mergekit has it.
+
+    Attributes:
+        defaults: mergekit's parameter names with their defaults; None = required.
+        per_model: which of them mergekit reads beside a model; the others count only at slice or top level.
+        implied: evomerge hyperparameters that mergekit does not name, with the value its code amounts to.
+        base_is_first: mergekit's ``base_model`` is the first of the merged models (slerp).
+    """
+
+    defaults: Mapping[str, Scalar | None]
+    per_model: tuple[str, ...] = ("weight", "density")
+    implied: Mapping[str, Scalar] = field(default_factory=dict)
+    base_is_first: bool = False
+
+
+DIALECT: dict[str, Dialect] = {
+    "linear": Dialect({**_WEIGHT, "normalize": True}),
+    "task_arithmetic": Dialect(_DELTA),
+    "ties": Dialect({**_DELTA, "density": 1.0, "normalize": True}, implied={"trim_scope": "tensor"}),
+    "dare_linear": Dialect({**_DELTA, "density": 1.0, "rescale": True}),
+    "dare_ties": Dialect({**_DELTA, "density": 1.0, "rescale": True}),
+    "slerp": Dialect({"t": None}, per_model=(), base_is_first=True),
+}
+
+# Parameters that change no number of the result.
+IGNORED = ("int8_mask",)
+
+
+def by_mergekit_name(spec: MethodSpec) -> dict[str, Hyperparameter]:
+    """The hyperparameters of a method that mergekit knows, under mergekit's names."""
+    return {entry.mergekit_name: entry for entry in spec.hyperparameters if entry.mergekit_name is not None}
+
+
+def from_mergekit(parameter: Hyperparameter, value: Scalar) -> Scalar:
+    """A value in evomerge's terms: ``rescale: true`` is the L1 rule, numbers count as truth values."""
+    if parameter.kind == "choice" and parameter.name == "rescale":
+        return "l1" if value else "none"
+    if parameter.kind == "bool" and isinstance(value, int | float):
+        return bool(value)
+    return value
+
+
+def to_mergekit(parameter: Hyperparameter, value: Scalar) -> Scalar | None:
+    """The value in mergekit's terms, None when mergekit cannot say it."""
+    if parameter.kind == "choice" and parameter.name == "rescale":
+        return {"l1": True, "none": False}.get(str(value))
+    return value

@@ -1,0 +1,184 @@
+"""From a YAML mapping in evomerge's own form to a recipe, collecting every problem on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from evomerge.errors import did_you_mean
+from evomerge.recipes.recipe import Merge, Node, Recipe, Rule, Scalar, Source
+from evomerge.recipes.validate import MAX_DEPTH
+from evomerge.yaml_files import is_finite_number
+
+MERGE_KEYS = ("method", "base", "experts", "parameters", "seed")
+ROOT_KEYS = ("dtype", "tokenizer", "options")
+SOURCE_KEYS = ("model", "revision", "adapter", "adapter_revision")
+RULE_KEYS = ("value", "blocks", "component", "expert", "contains", "outside_blocks")
+
+
+def parse_source(text: str) -> Source:
+    """The source written as ``model[@revision][+adapter[@revision]]``.
+
+    A local path that contains ``@`` or ``+`` needs the mapping form.
+    """
+    model, _, adapter = text.partition("+")
+    name, _, revision = model.partition("@")
+    adapter_name, _, adapter_revision = adapter.partition("@")
+    return Source(name, revision or None, adapter_name or None, adapter_revision or None)
+
+
+class RecipeReader:
+    """Reads one recipe; ``problems`` holds (key, message) of everything that was wrong."""
+
+    def __init__(self) -> None:
+        self.problems: list[tuple[str, str]] = []
+
+    def recipe(self, entries: Mapping[str, Any]) -> Recipe | None:
+        """The recipe, as far as it could be understood; None when not even its method could."""
+        is_source = "model" in entries and "method" not in entries
+        self._check_keys(entries, "", (("model",) if is_source else MERGE_KEYS) + ROOT_KEYS)
+        model: Node | None = self.source(entries["model"], "model") if is_source else self._merge(entries, "", 0)
+        tokenizer = None if entries.get("tokenizer") is None else self.source(entries["tokenizer"], "tokenizer")
+        dtype = entries.get("dtype")
+        if dtype is not None and not isinstance(dtype, str):
+            self._problem("dtype", f"expected the name of a dtype, got {dtype!r}")
+            dtype = None
+        options = self._options(entries.get("options"))
+        return None if model is None else Recipe(model, dtype, tokenizer, options)
+
+    def source(self, value: Any, key: str) -> Source | None:
+        """A model written as text or as a mapping."""
+        if isinstance(value, str) and value:
+            return parse_source(value)
+        if not isinstance(value, Mapping):
+            self._problem(key, f"expected a model (model[@revision][+adapter]) or a mapping, got {value!r}")
+            return None
+        self._check_keys(value, key, SOURCE_KEYS)
+        wrong = [name for name in SOURCE_KEYS if not isinstance(value.get(name), str | None)]
+        for name in wrong:
+            self._problem(f"{key}.{name}", f"expected text, got {value[name]!r}; put it in quotes")
+        model = value.get("model")
+        if not model:
+            self._problem(f"{key}.model", "missing; it is required")
+        if wrong or not model:
+            return None
+        return Source(model, value.get("revision"), value.get("adapter"), value.get("adapter_revision"))
+
+    def _problem(self, key: str, message: str) -> None:
+        self.problems.append((key.lstrip("."), message))
+
+    def _check_keys(self, entries: Mapping[str, Any], key: str, known: tuple[str, ...]) -> None:
+        for name in entries:
+            if name not in known:
+                self._problem(f"{key}.{name}", f"unknown key. {did_you_mean(name, known)}")
+
+    def _options(self, value: Any) -> tuple[tuple[str, Scalar], ...]:
+        if value is None:
+            return ()
+        if not isinstance(value, Mapping):
+            self._problem("options", f"expected a mapping, got {value!r}")
+            return ()
+        return tuple(sorted((name, item) for name, item in value.items() if self._is_scalar(item, f"options.{name}")))
+
+    def _is_scalar(self, value: Any, key: str) -> bool:
+        if isinstance(value, bool | str) or is_finite_number(value):
+            return True
+        self._problem(key, f"expected a finite number, true, false or text, got {value!r}")
+        return False
+
+    def _node(self, value: Any, key: str, depth: int) -> Node | None:
+        if isinstance(value, Mapping) and "method" in value:
+            self._check_keys(value, key, MERGE_KEYS)
+            return self._merge(value, key, depth)
+        return self.source(value, key)
+
+    def _merge(self, entries: Mapping[str, Any], key: str, depth: int) -> Merge | None:
+        if depth > MAX_DEPTH:
+            self._problem(key, f"recipes are nested deeper than {MAX_DEPTH}")
+            return None
+        method = entries.get("method")
+        if not isinstance(method, str):
+            found = "missing; it is required" if method is None else f"expected the name of a method, got {method!r}"
+            self._problem(f"{key}.method", found)
+        experts = self._experts(entries.get("experts"), f"{key}.experts".lstrip("."), depth)
+        base = None
+        if entries.get("base") is not None:
+            base = self._node(entries["base"], f"{key}.base".lstrip("."), depth + 1)
+        parameters = self._parameters(entries.get("parameters"), f"{key}.parameters".lstrip("."))
+        seed = entries.get("seed", 0)
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            self._problem(f"{key}.seed", f"expected a whole number, got {seed!r}")
+            seed = 0
+        return Merge(method, experts, base, parameters, seed) if isinstance(method, str) else None
+
+    def _experts(self, value: Any, key: str, depth: int) -> tuple[tuple[str, Node], ...]:
+        if not isinstance(value, Mapping) or not value:
+            found = "missing; it is required" if value is None else f"got {value!r}"
+            self._problem(key, f"expected a mapping of names to models ({found})")
+            return ()
+        experts = []
+        for name, item in value.items():
+            node = self._node(item, f"{key}.{name}", depth + 1)
+            # A placeholder keeps the count and the names right for the checks that follow.
+            experts.append((name, node if node is not None else Source("?")))
+        return tuple(experts)
+
+    def _parameters(self, value: Any, key: str) -> tuple[tuple[str, tuple[Rule, ...]], ...]:
+        if value is None:
+            return ()
+        if not isinstance(value, Mapping):
+            self._problem(key, f"expected a mapping of parameters to values, got {value!r}")
+            return ()
+        return tuple(sorted((name, self._rules(item, f"{key}.{name}")) for name, item in value.items()))
+
+    def _rules(self, value: Any, key: str) -> tuple[Rule, ...]:
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            return tuple(rule for index, item in enumerate(value) for rule in self._rule(item, f"{key}[{index}]"))
+        return tuple(self._valued(value, key, None, {}))
+
+    def _valued(self, value: Any, key: str, expert: str | None, matcher: Mapping[str, Any]) -> list[Rule]:
+        """Rules of a scalar, of a gradient, or of one such value for each expert."""
+        if isinstance(value, Mapping) and value and expert is None:
+            return [rule for name in value for rule in self._valued(value[name], f"{key}.{name}", name, matcher)]
+        if isinstance(value, list):
+            if len(value) < 2 or not all(is_finite_number(item) for item in value):
+                expected = "a gradient of two or more finite numbers, or a list of rules"
+                self._problem(key, f"expected {expected}, got {value!r}")
+                return []
+            return [Rule(tuple(value), expert=expert, **matcher)]
+        if isinstance(value, Mapping):
+            self._problem(key, f"expected a value, got {dict(value)!r}")
+            return []
+        return [Rule(value, expert=expert, **matcher)] if self._is_scalar(value, key) else []
+
+    def _rule(self, entries: Mapping[str, Any], key: str) -> list[Rule]:
+        before = len(self.problems)
+        self._check_keys(entries, key, RULE_KEYS)
+        for name in ("component", "contains", "expert"):
+            if not isinstance(entries.get(name), str | None) or entries.get(name) == "":
+                self._problem(f"{key}.{name}", f"expected text, got {entries[name]!r}")
+        outside = entries.get("outside_blocks", False)
+        if not isinstance(outside, bool):
+            self._problem(f"{key}.outside_blocks", f"expected true or false, got {outside!r}")
+        if "value" not in entries:
+            self._problem(f"{key}.value", "missing; it is required")
+        blocks = self._blocks(entries.get("blocks"), f"{key}.blocks")
+        if len(self.problems) > before:
+            return []
+        matcher = {
+            "blocks": blocks,
+            "component": entries.get("component"),
+            "contains": entries.get("contains"),
+            "outside_blocks": outside,
+        }
+        return self._valued(entries["value"], f"{key}.value", entries.get("expert"), matcher)
+
+    def _blocks(self, value: Any, key: str) -> tuple[int, int] | None:
+        if value is None:
+            return None
+        pair = [value, value] if isinstance(value, int) else value
+        whole = isinstance(pair, list) and len(pair) == 2 and all(type(item) is int for item in pair)
+        if not whole or not 0 <= pair[0] <= pair[1]:
+            self._problem(key, f"expected [first, last] (both included) or one block, got {value!r}")
+            return None
+        return pair[0], pair[1] + 1

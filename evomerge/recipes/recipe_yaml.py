@@ -1,0 +1,195 @@
+"""Recipes as YAML files, in evomerge's own form and in mergekit's.
+
+The own form::
+
+    method: ties                       # a registered merge method
+    base: zoo:smollm2-135m             # the common ancestor, where the method needs one
+    experts:                           # name: source
+      math: org/model@revision         # model[@revision][+adapter[@revision]]
+      spanish: {model: ./local, adapter: ./lora}
+      both: {method: linear, experts: {a: ..., b: ...}}     # a merge of its own
+    parameters:
+      lambda: 1.0                      # one value for everything
+      density: {math: 0.4, spanish: 0.6, both: 1.0}         # one for each expert
+      coefficient:                     # rules; the first that matches wins
+        - {blocks: [0, 9], component: attention, value: {math: 0.5, spanish: 0.2}}
+        - {blocks: 10, expert: math, value: 0.1}
+        - {expert: math, value: [0.1, 0.9]}                 # a gradient over the blocks
+        - {outside_blocks: true, value: 0.3}
+        - {value: 0.4}
+    seed: 7                            # of random masks
+    dtype: bfloat16                    # of the merged weights; the base's own when left out
+    tokenizer: zoo:smollm2-135m        # whose tokenizer and config; the base's when left out
+
+``blocks`` is ``[first, last]``, both included, or one block. Further keys of a rule: ``component`` (attention, mlp,
+norms, embeddings, head, other, or ``regex:pattern``), ``expert``, ``contains`` (part of a tensor name),
+``outside_blocks``. A list of two or more numbers is a gradient: values at equally spaced places of the rule's blocks,
+linear between them; tensors outside the blocks take its first number. A file may also be just ``model: <source>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from evomerge.errors import InvalidInput, Problem
+from evomerge.recipes.recipe import Merge, Node, Recipe, Rule, Source
+from evomerge.recipes.recipe_reader import RecipeReader, parse_source
+from evomerge.recipes.validate import recipe_problems
+from evomerge.yaml_files import format_flow, parse_yaml_mapping, read_yaml_mapping
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe file in evomerge's or in mergekit's form.
+
+    Raises:
+        InvalidInput: everything wrong with the file.
+    """
+    return recipe_from_mapping(read_yaml_mapping(path), str(path))
+
+
+def parse_recipe(text: str, where: str = "recipe") -> Recipe:
+    """Parse recipe YAML in evomerge's or in mergekit's form.
+
+    Args:
+        text: the YAML.
+        where: file name shown in errors.
+
+    Raises:
+        InvalidInput: everything wrong with the text.
+    """
+    return recipe_from_mapping(parse_yaml_mapping(text, where), where)
+
+
+def recipe_from_mapping(entries: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe of a YAML mapping, of either form.
+
+    Raises:
+        InvalidInput: everything wrong with it.
+    """
+    if "merge_method" in entries:
+        from evomerge.recipes.mergekit_yaml import recipe_from_mergekit
+
+        return recipe_from_mergekit(entries, where)
+    reader = RecipeReader()
+    recipe = reader.recipe(entries)
+    problems = [Problem(f"{where}: {key}" if key else where, message) for key, message in reader.problems]
+    if recipe is not None:
+        broken = [problem.where for problem in problems]
+        for problem in recipe_problems(recipe, where):
+            if not any(problem.where.startswith(place) or place.startswith(problem.where) for place in broken):
+                problems.append(problem)
+    if problems or recipe is None:
+        raise InvalidInput(problems)
+    return recipe
+
+
+def format_recipe(recipe: Recipe) -> str:
+    """The recipe in evomerge's own form; parsing it gives an equal recipe, to the last bit."""
+    lines: list[str] = []
+    if isinstance(recipe.model, Source):
+        lines.append(f"model: {format_flow(_source_value(recipe.model))}")
+    else:
+        lines.extend(_merge_lines(recipe.model, ""))
+    if recipe.dtype is not None:
+        lines.append(f"dtype: {recipe.dtype}")
+    if recipe.tokenizer is not None:
+        lines.append(f"tokenizer: {format_flow(_source_value(recipe.tokenizer))}")
+    if recipe.options:
+        lines.append(f"options: {format_flow(dict(recipe.options))}")
+    return "\n".join(lines) + "\n"
+
+
+def _source_value(source: Source) -> Any:
+    text = str(source)
+    if parse_source(text) == source:
+        return text
+    fields = ("model", "revision", "adapter", "adapter_revision")
+    return {name: getattr(source, name) for name in fields if getattr(source, name) is not None}
+
+
+def _merge_lines(merge: Merge, indent: str) -> Iterator[str]:
+    yield f"{indent}method: {format_flow(merge.method)}"
+    if merge.base is not None:
+        yield from _node_lines("base", merge.base, indent)
+    yield f"{indent}experts:"
+    for name, expert in merge.experts:
+        yield from _node_lines(name, expert, indent + "  ")
+    if merge.parameters:
+        yield f"{indent}parameters:"
+    for name, rules in merge.parameters:
+        value = _compact(rules)
+        if value is not None:
+            yield f"{indent}  {format_flow(name)}: {format_flow(value)}"
+            continue
+        yield f"{indent}  {format_flow(name)}:"
+        for group in _groups(rules):
+            yield f"{indent}    - {format_flow(_rule_value(group))}"
+    if merge.seed:
+        yield f"{indent}seed: {merge.seed}"
+
+
+def _node_lines(name: str, node: Node, indent: str) -> Iterator[str]:
+    if isinstance(node, Source):
+        yield f"{indent}{format_flow(name)}: {format_flow(_source_value(node))}"
+    else:
+        yield f"{indent}{format_flow(name)}:"
+        yield from _merge_lines(node, indent + "  ")
+
+
+def _compact(rules: tuple[Rule, ...]) -> Any:
+    """A scalar, a gradient or one value per expert, where the rules are no more than that."""
+    if len(rules) == 1 and rules[0] == Rule(rules[0].value):
+        return _plain(rules[0].value)
+    names = [rule.expert for rule in rules]
+    distinct = rules and None not in names and len(set(names)) == len(names)
+    if distinct and all(rule == Rule(rule.value, expert=rule.expert) for rule in rules):
+        return {str(rule.expert): _plain(rule.value) for rule in rules}
+    return None
+
+
+def _groups(rules: tuple[Rule, ...]) -> Iterator[list[Rule]]:
+    """Neighbouring rules that differ only in expert and value, so that one line can hold them."""
+    group: list[Rule] = []
+    for rule in rules:
+        if group and not _joins(rule, group):
+            yield group
+            group = []
+        group.append(rule)
+    if group:
+        yield group
+
+
+def _joins(rule: Rule, group: list[Rule]) -> bool:
+    if rule.expert is None or group[0].expert is None or rule.expert in [other.expert for other in group]:
+        return False
+    return _matcher(rule) == _matcher(group[0])
+
+
+def _matcher(rule: Rule) -> tuple[Any, ...]:
+    return rule.blocks, rule.component, rule.contains, rule.outside_blocks
+
+
+def _rule_value(group: list[Rule]) -> dict[str, Any]:
+    first = group[0]
+    entries: dict[str, Any] = {}
+    if first.blocks is not None:
+        start, end = first.blocks
+        entries["blocks"] = start if end == start + 1 else [start, end - 1]
+    for name in ("component", "contains"):
+        if getattr(first, name) is not None:
+            entries[name] = getattr(first, name)
+    if first.outside_blocks:
+        entries["outside_blocks"] = True
+    if len(group) > 1:
+        entries["value"] = {str(rule.expert): _plain(rule.value) for rule in group}
+    else:
+        if first.expert is not None:
+            entries["expert"] = first.expert
+        entries["value"] = _plain(first.value)
+    return entries
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,149 @@
+"""What can be wrong with a recipe before any model is read, all of it at once."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+from evomerge.errors import Problem, UserError, did_you_mean
+from evomerge.methods.base import Hyperparameter, MethodSpec
+from evomerge.recipes.recipe import COMPONENTS, Merge, Node, Recipe, Rule, Scalar, Source
+
+DTYPES = ("bfloat16", "float16", "float32")
+OPTIONS = ("num_blocks",)
+MAX_DEPTH = 20
+
+
+def recipe_problems(recipe: Recipe, where: str = "") -> list[Problem]:
+    """Everything wrong with a recipe that shows without its models.
+
+    Args:
+        recipe: any recipe.
+        where: file name shown in the problems.
+    """
+    prefix = f"{where}: " if where else ""
+    return [Problem(prefix + key if key else where, message) for key, message in _recipe(recipe)]
+
+
+def value_problem(parameter: Hyperparameter, value: Scalar | tuple[float, ...]) -> str | None:
+    """Why a value does not suit a hyperparameter, None when it does."""
+    if isinstance(value, tuple):
+        if parameter.kind != "float":
+            return f"{parameter.name} is a {parameter.kind} and takes no gradient, got {list(value)}"
+        if len(value) < 2:
+            return "a gradient needs two numbers or more"
+        bad = [knot for knot in value if not _finite(knot)]
+        return f"a gradient is a list of finite numbers, got {bad[0]!r}" if bad else None
+    if parameter.kind == "bool":
+        return None if isinstance(value, bool) else f"expected true or false, got {value!r}"
+    if parameter.kind == "choice":
+        if isinstance(value, str) and value in parameter.choices:
+            return None
+        return f"expected one of {', '.join(parameter.choices)}, got {value!r}"
+    if not _finite(value):
+        return f"expected a finite number, got {value!r}"
+    if parameter.kind == "int" and not isinstance(value, int):
+        return f"expected a whole number, got {value!r}"
+    return None
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _recipe(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    if recipe.dtype is not None and recipe.dtype not in DTYPES:
+        yield "dtype", f"expected one of {', '.join(DTYPES)}, got {recipe.dtype!r}"
+    for name, value in recipe.options:
+        if name not in OPTIONS:
+            yield f"options.{name}", f"unknown option. {did_you_mean(name, OPTIONS)}"
+        elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            yield f"options.{name}", f"expected a whole number of at least 1, got {value!r}"
+    yield from _node(recipe.model, "", 0)
+
+
+def _node(node: Node, key: str, depth: int) -> Iterator[tuple[str, str]]:
+    if isinstance(node, Source):
+        if not node.model:
+            yield key, "the model has no name"
+        return
+    if depth > MAX_DEPTH:
+        yield key, f"recipes are nested deeper than {MAX_DEPTH}"
+        return
+    yield from _merge(node, key + "." if key else "")
+    for name, expert in node.experts:
+        yield from _node(expert, f"{key}.experts.{name}".lstrip("."), depth + 1)
+    if node.base is not None:
+        yield from _node(node.base, f"{key}.base".lstrip("."), depth + 1)
+
+
+def _merge(merge: Merge, prefix: str) -> Iterator[tuple[str, str]]:
+    from evomerge.methods.catalogue import get_spec
+
+    try:
+        spec = get_spec(merge.method)
+    except UserError as error:
+        yield f"{prefix}method", str(error)
+        return
+    yield from _models(merge, spec, prefix)
+    if not isinstance(merge.seed, int) or isinstance(merge.seed, bool) or not 0 <= merge.seed < 2**63:
+        yield f"{prefix}seed", f"expected a whole number from 0 to 2^63 - 1, got {merge.seed!r}"
+    names = [name for name, _ in merge.parameters]
+    known = [parameter.name for parameter in spec.hyperparameters]
+    for name, rules in merge.parameters:
+        if name not in known:
+            yield f"{prefix}parameters.{name}", f"{spec.name} has no such parameter. {did_you_mean(name, known)}"
+        elif names.count(name) > 1:
+            yield f"{prefix}parameters.{name}", "given twice"
+        elif not rules:
+            yield f"{prefix}parameters.{name}", "has no value"
+        else:
+            for index, rule in enumerate(rules):
+                for message in _rule(rule, spec.hyperparameter(name), merge):
+                    yield f"{prefix}parameters.{name}" + (f"[{index}]" if len(rules) > 1 else ""), message
+    for parameter in spec.hyperparameters:
+        if parameter.default is None and not merge.rules(parameter.name):
+            yield f"{prefix}parameters.{parameter.name}", f"missing; {spec.name} needs it"
+
+
+def _models(merge: Merge, spec: MethodSpec, prefix: str) -> Iterator[tuple[str, str]]:
+    count = len(merge.experts)
+    if len({name for name, _ in merge.experts}) < count:
+        yield f"{prefix}experts", "two experts have the same name"
+    if count < spec.min_experts:
+        yield f"{prefix}experts", f"{spec.name} needs at least {spec.min_experts}, got {count}"
+    if spec.max_experts is not None and count > spec.max_experts:
+        yield f"{prefix}experts", f"{spec.name} takes at most {spec.max_experts}, got {count}"
+    if spec.needs_base and merge.base is None:
+        yield f"{prefix}base", f"missing; {spec.name} needs the base model that the experts come from"
+
+
+def _rule(rule: Rule, parameter: Hyperparameter, merge: Merge) -> Iterator[str]:
+    message = value_problem(parameter, rule.value)
+    if message:
+        yield message
+    if rule.expert is not None:
+        names = [name for name, _ in merge.experts]
+        if parameter.per == "merge":
+            yield f"{parameter.name} is one value for all experts; remove expert {rule.expert!r}"
+        elif rule.expert not in names:
+            yield f"there is no expert {rule.expert!r}. {did_you_mean(rule.expert, names)}"
+    if rule.blocks is not None:
+        if not 0 <= rule.blocks[0] < rule.blocks[1]:
+            yield f"blocks: expected [first, last], got [{rule.blocks[0]}, {rule.blocks[1] - 1}]"
+        if rule.outside_blocks:
+            yield "blocks and outside_blocks exclude each other"
+    if rule.component is not None:
+        yield from component_problems(rule.component)
+
+
+def component_problems(component: str) -> Iterator[str]:
+    """What is wrong with the name of a component or a ``regex:``."""
+    if component.startswith("regex:"):
+        try:
+            re.compile(component[6:])
+        except re.error as error:
+            yield f"component: {component[6:]!r} is not a regular expression ({error})"
+    elif component not in COMPONENTS:
+        yield f"component: unknown {component!r}. {did_you_mean(component, COMPONENTS)} A pattern is written regex:..."
