@@ -1,1 +1,11 @@
-"""Fitness: lm-eval tasks prepared once and scored many times, and Python functions."""
+"""Scoring merged models: fitness files, fixed documents, prepared lm-eval requests, per-document scores.
+
+- ``fitness_yaml``: what a user writes (`FitnessConfig`, `load_fitness`).
+- ``documents``: which documents each split scores (`DocumentPlan`, `plan_documents`), decided once on the driver.
+- ``evaluator``: the protocol and `build_evaluator`; one evaluator lives in each worker.
+- ``task_bank``: the requests of one fitness, prepared once, scored many times.
+- ``lm_eval_index``, ``lm_eval_tasks``, ``lm_eval_scorer``: the only files that know lm-eval.
+- ``request_plans``, ``greedy_decoding``: fixed batches and the loops over them.
+- ``python_fitness``: fitness from a user's function.
+- ``statistics``: intervals over documents.
+"""

@@ -1,0 +1,222 @@
+"""The evaluator: bound once to a live model, it scores whatever weights the model holds."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from evomerge.errors import UserError
+from evomerge.evaluation.documents import DocumentPlan, FitnessPlan
+from evomerge.evaluation.failures import ScoringFailed, failure_of
+from evomerge.evaluation.fitness_yaml import FitnessConfig
+from evomerge.evaluation.task_scores import ObjectiveScore
+from evomerge.terms import Evaluation, FailureKind, Objective, Seconds, SplitName
+
+if TYPE_CHECKING:
+    from evomerge.evaluation.python_fitness import PythonFitness
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluator(Protocol):
+    """Scores the live model.
+
+    One evaluator serves one model in one thread. ``bind`` prepares everything that no weight changes; ``evaluate``
+    reads the weights as they are now, leaves them alone, and never raises for what a merge or a task did: it returns
+    an evaluation with a failure. The same weights, split and seed give the same evaluation.
+    """
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The objectives, in the order of `Evaluation.fitness`."""
+        ...
+
+    @property
+    def splits(self) -> tuple[SplitName, ...]:
+        """Splits that every fitness has documents for."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks for people, for example why a slower loop is used."""
+        ...
+
+    def bind(self, model: Any, tokenizer: Any) -> None:
+        """Use this model from now on and prepare the search split.
+
+        Raises:
+            UserError: the tasks cannot be built, or do not fit the model's tokenizer.
+        """
+        ...
+
+    def set_batch_size(self, batch_size: int) -> None:
+        """Lay the requests out anew, for example after running out of memory."""
+        ...
+
+    def evaluate(self, split: SplitName, seed: int = 0) -> Evaluation:
+        """Score the model's present weights on a split.
+
+        Raises:
+            UserError: a fitness has no documents for this split.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class EvaluatorSettings:
+    """How to score, apart from what to score.
+
+    Attributes:
+        batch_size: rows of one forward pass for every fitness, None = each one's own.
+        exact: score through lm-eval's own loops.
+        import_paths: folders put on ``sys.path`` for ``python:`` fitness functions.
+    """
+
+    batch_size: int | None = None
+    exact: bool = False
+    import_paths: tuple[str, ...] = ()
+
+
+def build_evaluator(
+    configs: Sequence[FitnessConfig | Mapping[str, Any]],
+    plan: DocumentPlan | Mapping[str, Any],
+    settings: EvaluatorSettings | None = None,
+) -> Evaluator:
+    """An evaluator for these fitnesses on the planned documents.
+
+    Args:
+        configs: fitness configs, or their ``model_dump()``.
+        plan: what `plan_documents` gave, or its JSON data.
+        settings: default: each fitness's own.
+
+    Raises:
+        UserError: a Python fitness cannot be imported.
+    """
+    parsed = [entry if isinstance(entry, FitnessConfig) else FitnessConfig.model_validate(entry) for entry in configs]
+    documents = plan if isinstance(plan, DocumentPlan) else DocumentPlan.from_json(plan)
+    return FitnessEvaluator(parsed, documents, settings or EvaluatorSettings())
+
+
+class FitnessEvaluator:
+    """All fitnesses of an experiment, one after the other. See `Evaluator` for the contract."""
+
+    def __init__(self, configs: Sequence[FitnessConfig], plan: DocumentPlan, settings: EvaluatorSettings) -> None:
+        from evomerge.evaluation.python_fitness import PythonFitness
+
+        self._configs = tuple(configs)
+        self._settings = settings
+        self._batch_size = settings.batch_size
+        self._model: Any = None
+        self._tokenizer: Any = None
+        self._scorer: Any = None
+        self._parts: list[PythonFitness | _LmEvalPart] = [
+            PythonFitness(config, plan.of(config.name), settings.import_paths)
+            if config.python is not None
+            else _LmEvalPart(config, plan.of(config.name))
+            for config in self._configs
+        ]
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """See `Evaluator.objectives`."""
+        return tuple(objective for part in self._parts for objective in part.objectives)
+
+    @property
+    def splits(self) -> tuple[SplitName, ...]:
+        """See `Evaluator.splits`."""
+        everywhere: tuple[SplitName, ...] = ("search", "validation", "held_out")
+        listed = [config.roles for config in self._configs if config.documents is not None]
+        return tuple(role for role in everywhere if all(role in roles for roles in listed))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `Evaluator.notes`."""
+        slow = self._scorer.slow_paths if self._scorer is not None else {}
+        return tuple(f"{kind} runs through lm-eval's own loop: {reason}" for kind, reason in slow.items())
+
+    def bind(self, model: Any, tokenizer: Any) -> None:
+        """See `Evaluator.bind`."""
+        self._model, self._tokenizer = model, tokenizer
+        self._rebuild()
+
+    def set_batch_size(self, batch_size: int) -> None:
+        """See `Evaluator.set_batch_size`."""
+        self._batch_size = batch_size
+        if self._model is not None:
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        if any(isinstance(part, _LmEvalPart) for part in self._parts):
+            from evomerge.evaluation.lm_eval_scorer import PreparedScorer
+
+            self._scorer = PreparedScorer(self._model, self._tokenizer, self._batch_size, self._settings.exact)
+        for part in self._parts:
+            if isinstance(part, _LmEvalPart):
+                part.use(self._scorer, self._batch_size)
+            part.bind(self._model, self._tokenizer)
+
+    def evaluate(self, split: SplitName, seed: int = 0) -> Evaluation:
+        """See `Evaluator.evaluate`."""
+        assert self._model is not None, "bind() comes before evaluate()"
+        if split not in self.splits:
+            lacking = [config.name for config in self._configs if config.documents and split not in config.roles]
+            raise UserError(f"fitness {lacking[0]!r} has no {split} documents")
+        from evomerge.evaluation.forward_clock import ForwardClock
+
+        scores: list[ObjectiveScore] = []
+        started = time.perf_counter()
+        with ForwardClock(self._model) as clock:
+            for config, part in zip(self._configs, self._parts, strict=True):
+                try:
+                    scores += _finite(part.score(split, seed))
+                except UserError:
+                    raise
+                except Exception as error:  # whatever a merge or a task did is this candidate's failure
+                    logger.debug("fitness %s failed", config.name, exc_info=True)
+                    failure = failure_of(error, f"fitness {config.name}, {split}")
+                    return Evaluation(failure=failure, seconds=_seconds(started, clock.seconds))
+        signs = [1.0 if objective.higher_is_better else -1.0 for objective in self.objectives]
+        return Evaluation(
+            fitness=tuple(sign * score.value + 0.0 for sign, score in zip(signs, scores, strict=True)),
+            document_scores=tuple(score.table for score in scores if score.table is not None),
+            metrics={name: value for score in scores for name, value in score.metrics.items()},
+            seconds=_seconds(started, clock.seconds),
+        )
+
+
+class _LmEvalPart:
+    """One lm-eval fitness."""
+
+    def __init__(self, config: FitnessConfig, plan: FitnessPlan) -> None:
+        self._config = config
+        self._plan = plan
+        self._bank: Any = None
+        self.objectives = (Objective(config.name, plan.higher_is_better, config.weight),)
+
+    def use(self, scorer: Any, batch_size: int | None) -> None:
+        """Score through this scorer from now on."""
+        from evomerge.evaluation.task_bank import TaskBank
+
+        self._bank = TaskBank(self._config, self._plan, scorer, batch_size)
+
+    def bind(self, model: Any, tokenizer: Any) -> None:
+        """Prepare the search split."""
+        self._bank.build("search")
+
+    def score(self, role: SplitName, seed: int) -> list[ObjectiveScore]:
+        """The objective's score."""
+        return [self._bank.score(role, seed)]
+
+
+def _finite(scores: list[ObjectiveScore]) -> list[ObjectiveScore]:
+    for score in scores:
+        if score.value != score.value or score.value in (float("inf"), float("-inf")):
+            raise ScoringFailed(FailureKind.NON_FINITE, f"{score.name} is {score.value}")
+    return scores
+
+
+def _seconds(started: float, forward: float) -> Seconds:
+    return Seconds(forward=forward, metric=max(0.0, time.perf_counter() - started - forward))
