@@ -39,6 +39,10 @@ class InvalidInput(UserError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
+class DataNotHere(InvalidInput):
+    """Nothing is wrong with the files, but a data set they name is not on this machine and cannot be fetched now."""
+
+
 class ResumeRefused(UserError):
     """The run cannot go on as it was: the experiment, its models or its tasks changed."""
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from evomerge.recipes.recipe import Source
+from evomerge.recipes.recipe_reader import parse_source
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -55,12 +56,7 @@ class SourceConfig(Strict):
     def _from_text(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        model, _, adapter = value.partition("+")
-        entries: dict[str, Any] = {}
-        entries["model"], _, entries["revision"] = model.partition("@")
-        if adapter:
-            entries["adapter"], _, entries["adapter_revision"] = adapter.partition("@")
-        return {key: text for key, text in entries.items() if text or key == "model"}
+        return {key: part for key, part in vars(parse_source(value)).items() if part is not None}
 
     def source(self) -> Source:
         """The recipe's form of this model."""
@@ -183,6 +179,7 @@ class ExperimentConfig(Strict):
     finish: FinishConfig = FinishConfig()
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
     storage: str | None = None
+    import_paths: tuple[str, ...] = ()
     seed: int = Field(default=0, ge=0)
 
     @field_validator("fitness", "report", mode="before")

@@ -75,7 +75,10 @@ class Experiment:
 
 
 # Keys that may change between a run and its resumption.
-CHANGEABLE = ("budget", "runtime", "finish", "storage", "description")
+CHANGEABLE = ("budget", "runtime", "finish", "storage", "description", "import_paths")
+
+# What optimizers without generations propose at once when the number of workers is found at run time.
+DEFAULT_BATCH = 4
 
 
 def find_experiment(name: str | Path) -> Path:
@@ -114,6 +117,8 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
         config = ExperimentConfig.model_validate(mapping)
     except ValidationError as error:
         raise InvalidInput(pydantic_problems(error, where, ExperimentConfig)) from None
+    imports = tuple(str((folder / path).resolve()) for path in config.import_paths or (".",))
+    config = config.model_copy(update={"import_paths": imports})
     problems: list[Problem] = []
 
     def collect(load: Callable[[], Loaded]) -> Loaded | None:
@@ -178,7 +183,7 @@ def _optimizer_problems(
     if config.optimizer.mode == "steady_state" and not spec.steady_state:
         return [Problem(f"{place}.mode", f"{name} works in generations only")]
     found = validate_optimizer(name, config.optimizer.settings, _optimizer_problem(config, space, fitness))
-    return [Problem(f"{place}.{key}" if key else place, message) for key, message in found]
+    return [Problem(f"{where}: {key}", message) for key, message in found]
 
 
 def _optimizer_problem(
@@ -191,7 +196,14 @@ def _optimizer_problem(
         num_objectives=objectives if many else 1,
         seed=derive_seed(config.seed, "optimizer"),
         evaluations=config.budget.evaluations,
+        noisy=any(_is_sample(item) for item in fitness),
+        workers=config.runtime.workers if isinstance(config.runtime.workers, int) else DEFAULT_BATCH,
     )
+
+
+def _is_sample(config: FitnessConfig) -> bool:
+    """Whether the search scores a sample of the split, so that a score is an estimate."""
+    return config.documents is not None and config.documents.search.limit is not None
 
 
 def _resolved(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
-from evomerge.experiment.search_loop import Progress, candidate_id
+from evomerge.experiment.search_loop import Progress, Scalariser, candidate_id
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.recipe_yaml import format_recipe
 from evomerge.reports.progress import Clock, ProgressView
@@ -16,10 +16,10 @@ from evomerge.runtime.executor import Outcome
 from evomerge.search.front import hypervolume, non_dominated
 from evomerge.store.event_log import EventLog
 from evomerge.store.events import Asked, Evaluated, Event, Failed, GenerationClosed, Told
-from evomerge.store.front_file import FrontEntry, write_best_recipe, write_front
-from evomerge.store.optuna_study import StudyProjection
+from evomerge.store.front_file import Front, FrontEntry, write_best_recipe, write_front
+from evomerge.store.live_projection import LiveProjection
 from evomerge.store.run_dir import RunDir
-from evomerge.terms import Array, Candidate
+from evomerge.terms import Array, Candidate, Objective
 
 
 class RunRecorder:
@@ -32,6 +32,7 @@ class RunRecorder:
         progress: the search's state, read for the front.
         decode: genotype to recipe.
         scalarise: fitness ``(M,)`` to one number, for "best".
+        objectives: of every fitness.
         reference_point: of the hypervolume, empty = none is computed.
         view: what a person sees.
     """
@@ -40,11 +41,12 @@ class RunRecorder:
         self,
         run_dir: RunDir,
         log: EventLog,
-        projection: StudyProjection,
+        projection: LiveProjection,
         *,
         progress: Progress,
         decode: Callable[[Array], Recipe],
-        scalarise: Callable[[tuple[float, ...]], tuple[float, ...]],
+        scalarise: Scalariser,
+        objectives: tuple[Objective, ...],
         reference_point: tuple[float, ...],
         view: ProgressView,
     ) -> None:
@@ -55,7 +57,9 @@ class RunRecorder:
         self.progress = progress
         self.decode = decode
         self.scalarise = scalarise
+        self.objectives = objectives
         self.reference_point = reference_point
+        self.outcomes: dict[str, Evaluated | Failed] = {}
         self.view = view
         self.clock = Clock("search", None, 1)
         self.busy: Callable[[], int] = lambda: 0
@@ -77,8 +81,9 @@ class RunRecorder:
         """A finished job: its per-document scores, then its event, then the projection and the view."""
         event = self._event(outcome)
         self.log.append(event)
+        self.outcomes[event.key] = event
         number = candidate_id(outcome.job.key)
-        self.projection.record(event, None if number is None else Asked.of(self.progress.candidates[number]))
+        self.projection.add(event, None if number is None else Asked.of(self.progress.candidates[number]))
         if number is not None and outcome.evaluation.ok:
             self._keep_best(number, outcome.evaluation.fitness)
         standing = self.clock.count(outcome.evaluation, busy=self.busy())
@@ -94,12 +99,15 @@ class RunRecorder:
     def generation_closed(self, generation: int) -> None:
         """Checkpoint the front and the best recipe, then log that the generation is closed."""
         self.scores.sync()
-        volume = self.checkpoint()
+        volume = self.checkpoint(generation)
         finished = len(self.progress.outcomes)
         self.log.append(GenerationClosed(generation, time.time(), finished, self._best, volume))
 
-    def checkpoint(self) -> float | None:
+    def checkpoint(self, generation: int) -> float | None:
         """Rewrite front.json and best/recipe.yaml.
+
+        Args:
+            generation: the last closed one.
 
         Returns:
             The hypervolume of the front, None without a reference point.
@@ -110,16 +118,21 @@ class RunRecorder:
             return None
         fitness = np.array([outcomes[key].evaluation.fitness for key in scored])
         members = [key for key, kept in zip(scored, non_dominated(fitness)) if kept]
-        entries = [self._front_entry(key) for key in members]
-        write_front(self.run_dir, entries)
+        members.sort(key=lambda key: -self.scalarise(outcomes[key].evaluation.fitness)[0])
+        volume = hypervolume(fitness, self.reference_point) if self.reference_point else None
+        entries = tuple(self._front_entry(key) for key in members)
+        front = Front(self.objectives, entries, generation, len(outcomes), self._best, volume, self.reference_point)
+        write_front(self.run_dir, front)
         assert self._best is not None
-        best = self.decode(self.progress.candidates[self._best].genotype)
-        write_best_recipe(self.run_dir, format_recipe(best))
+        best = self.progress.candidates[self._best]
+        about = (f"candidate {best.id}, generation {best.generation}, search fitness {self._best_value:.6g}",)
+        write_best_recipe(self.run_dir, format_recipe(self.decode(best.genotype)), about)
         self.clock.note_front(len(members))
-        return hypervolume(fitness, self.reference_point) if self.reference_point else None
+        return volume
 
-    def replayed(self) -> None:
-        """Take in what an earlier session recorded."""
+    def replayed(self, outcomes: dict[str, Evaluated | Failed]) -> None:
+        """Take in what earlier sessions recorded."""
+        self.outcomes.update(outcomes)
         for key, outcome in self.progress.outcomes.items():
             if outcome.evaluation.ok:
                 self._keep_best(key, outcome.evaluation.fitness)
@@ -139,8 +152,10 @@ class RunRecorder:
     def _front_entry(self, key: int) -> FrontEntry:
         evaluation = self.progress.outcomes[key].evaluation
         candidate = self.progress.candidates[key]
-        metrics: Mapping[str, float] = evaluation.metrics
-        return FrontEntry(key, candidate.generation, candidate.recipe_id, evaluation.fitness, metrics)
+        recipe = format_recipe(self.decode(candidate.genotype))
+        return FrontEntry(
+            key, candidate.recipe_id, candidate.generation, evaluation.fitness, evaluation.metrics, recipe
+        )
 
     def _event(self, outcome: Outcome) -> Evaluated | Failed:
         evaluation, job = outcome.evaluation, outcome.job

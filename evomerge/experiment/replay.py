@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from evomerge.experiment.search_loop import Progress, candidate_key
+from evomerge.experiment.search_loop import Progress, Scalariser, candidate_key, tell
 from evomerge.recipes.recipe import Recipe
 from evomerge.runtime.executor import Job, Outcome
-from evomerge.search.base import Optimizer, Result
+from evomerge.search.base import Optimizer
 from evomerge.store.events import Asked, Evaluated, Event, Failed, GenerationClosed, Told
 from evomerge.terms import Array, Evaluation, Failure
 
@@ -21,7 +21,7 @@ def replay(
     events: Sequence[Event],
     optimizer: Optimizer,
     decode: Callable[[Array], Recipe],
-    scalarise: Callable[[tuple[float, ...]], tuple[float, ...]],
+    scalarise: Scalariser,
 ) -> tuple[Progress, bool]:
     """Bring a fresh optimizer to where the log ends.
 
@@ -50,8 +50,7 @@ def replay(
             candidate = progress.candidates[event.candidate]
             progress.outcomes[candidate.id] = outcome_of(event, decode(candidate.genotype))
         elif isinstance(event, Told):
-            optimizer.tell([_result(progress, key, scalarise) for key in event.candidates])
-            progress.told.update(event.candidates)
+            tell(optimizer, progress, event.candidates, scalarise)
         elif isinstance(event, GenerationClosed):
             progress.closed = event.generation + 1
     if not exact:
@@ -68,9 +67,3 @@ def outcome_of(event: Evaluated | Failed, recipe: Recipe) -> Outcome:
     key = event.key if event.candidate is None else candidate_key(event.candidate)
     job = Job(key, recipe)
     return Outcome(job, evaluation, event.worker, event.attempts, event.started, event.finished)
-
-
-def _result(progress: Progress, key: int, scalarise: Callable[[tuple[float, ...]], tuple[float, ...]]) -> Result:
-    evaluation = progress.outcomes[key].evaluation
-    fitness = scalarise(evaluation.fitness) if evaluation.ok else None
-    return Result(key, progress.candidates[key].genotype.copy(), fitness)

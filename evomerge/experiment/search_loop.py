@@ -8,7 +8,7 @@ optimizer accepts a batch, and the log of tell batches makes the sequence replay
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,6 +18,8 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.runtime.executor import Executor, Job, Outcome
 from evomerge.search.base import Optimizer, Proposal, Result, SearchExhausted
 from evomerge.terms import Array, Candidate, derive_seed
+
+Scalariser = Callable[[tuple[float, ...]], tuple[float, ...]]
 
 
 class Decoder(Protocol):
@@ -121,7 +123,7 @@ class SearchLoop:
         progress: Progress,
         limits: Limits,
         seed: int,
-        scalarise: Callable[[tuple[float, ...]], tuple[float, ...]],
+        scalarise: Scalariser,
         stop_requested: Callable[[], bool],
         idle_jobs: Iterator[Job],
     ) -> None:
@@ -235,25 +237,15 @@ class SearchLoop:
         size = self.optimizer.tell_size
         if size == 1:
             if untold:
-                self.tell(untold)
+                self._tell(untold)
             return
         for start in range(0, len(untold) - size + 1, size):
-            self.tell(untold[start : start + size])
+            self._tell(untold[start : start + size])
 
-    def tell(self, ids: list[int]) -> None:
+    def _tell(self, ids: list[int]) -> None:
         """Record a batch as told, then let the optimizer learn from it."""
         self.recorder.told(ids)
-        self.replay_tell(ids)
-
-    def replay_tell(self, ids: list[int]) -> None:
-        """Let the optimizer learn from a batch that is already recorded."""
-        self.optimizer.tell([self._result(key) for key in ids])
-        self.progress.told.update(ids)
-
-    def _result(self, key: int) -> Result:
-        evaluation = self.progress.outcomes[key].evaluation
-        fitness = self.scalarise(evaluation.fitness) if evaluation.ok else None
-        return Result(key, self.progress.candidates[key].genotype.copy(), fitness)
+        tell(self.optimizer, self.progress, ids, self.scalarise)
 
     def _close_generations(self, final: bool = False) -> None:
         """Checkpoint every generation that is full (or the last one of the run) and finished."""
@@ -266,6 +258,17 @@ class SearchLoop:
                 return
             self.recorder.generation_closed(self.progress.closed)
             self.progress.closed += 1
+
+
+def tell(optimizer: Optimizer, progress: Progress, ids: Sequence[int], scalarise: Scalariser) -> None:
+    """Let the optimizer learn from a batch of finished candidates, in this order; failures have no fitness."""
+    results = []
+    for key in ids:
+        evaluation = progress.outcomes[key].evaluation
+        fitness = scalarise(evaluation.fitness) if evaluation.ok else None
+        results.append(Result(key, progress.candidates[key].genotype.copy(), fitness))
+    optimizer.tell(results)
+    progress.told.update(ids)
 
 
 def candidate_key(candidate_id: int) -> str:

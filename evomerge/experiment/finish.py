@@ -1,0 +1,155 @@
+"""The honest finish: baselines beside the search, the winner chosen on validation, reported on held-out documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from evomerge.experiment.baselines import baseline_recipes
+from evomerge.experiment.load import Experiment
+from evomerge.experiment.recorder import RunRecorder
+from evomerge.experiment.search_loop import candidate_key
+from evomerge.experiment.summary import build_summary, write_summary
+from evomerge.recipes.recipe import Recipe
+from evomerge.reports.progress import Clock, ProgressView
+from evomerge.runtime.executor import Executor, Job
+from evomerge.search.front import non_dominated
+from evomerge.store.events import Evaluated
+from evomerge.terms import SplitName, derive_seed
+
+
+class Interrupted(Exception):
+    """A person asked to stop."""
+
+
+def baseline_key(name: str, split: SplitName) -> str:
+    """Job key of a baseline's evaluation."""
+    return f"baseline:{name}:{split}"
+
+
+def baseline_jobs(loaded: Experiment, done: Mapping[str, object]) -> Iterator[Job]:
+    """Baselines on the search documents that have no outcome yet."""
+    if not loaded.config.finish.baselines:
+        return
+    for name, recipe in _baselines(loaded).items():
+        key = baseline_key(name, "search")
+        if key not in done:
+            yield Job(key, recipe, "search", derive_seed(loaded.config.seed, "baseline", name))
+
+
+def _baselines(loaded: Experiment) -> dict[str, Recipe]:
+    if not loaded.config.finish.baselines:
+        return {}
+    return baseline_recipes(loaded.base, loaded.experts, loaded.config.finish, loaded.config.dtype)
+
+
+class Finish:
+    """Scores what is left to score after the search and writes the summary.
+
+    Args:
+        loaded: the experiment.
+        recorder: holds every outcome so far; records the new ones.
+        executor: where jobs run.
+        view: what a person sees.
+        stop_requested: polled.
+    """
+
+    def __init__(
+        self,
+        loaded: Experiment,
+        recorder: RunRecorder,
+        executor: Executor,
+        view: ProgressView,
+        stop_requested: Callable[[], bool],
+    ) -> None:
+        self.loaded = loaded
+        self.recorder = recorder
+        self.executor = executor
+        self.view = view
+        self.stop_requested = stop_requested
+        self.baselines = _baselines(loaded)
+
+    def run(self, reason: str) -> dict[str, Any] | None:
+        """Baselines on search documents, finalists on validation, winner and baselines on held-out documents.
+
+        Args:
+            reason: why the search ended.
+
+        Returns:
+            What summary.json holds; None when interrupted, then a resume goes on here.
+        """
+        seed = self.loaded.config.seed
+        try:
+            self._score("baselines", baseline_jobs(self.loaded, self.recorder.outcomes))
+            finalists = self._finalists()
+            if self._has("validation") and len(finalists) > 1:
+                self._score("validation", (self._job("validation", number) for number in finalists))
+            winner = self._winner(finalists)
+            if self._has("held_out") and self.loaded.config.finish.held_out:
+                reported = finalists if self._many_objectives else [winner] if winner is not None else []
+                jobs = [self._job("held_out", number) for number in reported]
+                for name, recipe in self.baselines.items():
+                    job_seed = derive_seed(seed, "baseline", name)
+                    jobs.append(Job(baseline_key(name, "held_out"), recipe, "held_out", job_seed))
+                self._score("held-out", jobs)
+        except Interrupted:
+            return None
+        summary = build_summary(self.loaded, self.recorder, list(self.baselines), finalists, winner, reason)
+        write_summary(self.recorder.run_dir, summary)
+        return summary
+
+    @property
+    def _many_objectives(self) -> bool:
+        return self.loaded.problem().num_objectives > 1
+
+    def _has(self, split: SplitName) -> bool:
+        return all(split in config.roles for config in self.loaded.fitness)
+
+    def _job(self, split: SplitName, number: int) -> Job:
+        recipe = self.recorder.decode(self.recorder.progress.candidates[number].genotype)
+        seed = derive_seed(self.loaded.config.seed, "candidate", number)
+        return Job(f"{split}:{candidate_key(number)}", recipe, split, seed)
+
+    def _finalists(self) -> list[int]:
+        """The top k by scalar search fitness, equal recipes once; of a Pareto search only members of the front."""
+        outcomes = self.recorder.progress.outcomes
+        scored = [key for key in sorted(outcomes) if outcomes[key].evaluation.ok]
+        if self._many_objectives and scored:
+            kept = non_dominated([outcomes[key].evaluation.fitness for key in scored])
+            scored = [key for key, member in zip(scored, kept) if member]
+        scored.sort(key=lambda key: -self.recorder.scalarise(outcomes[key].evaluation.fitness)[0])
+        distinct: dict[str, int] = {}
+        for key in scored:
+            distinct.setdefault(self.recorder.progress.candidates[key].recipe_id, key)
+        return list(distinct.values())[: self.loaded.config.finish.top_k]
+
+    def _winner(self, finalists: list[int]) -> int | None:
+        """The finalist with the best validation score; without validation documents the best of the search."""
+        validated = []
+        for number in finalists:
+            event = self.recorder.outcomes.get(f"validation:{candidate_key(number)}")
+            if isinstance(event, Evaluated):
+                validated.append((self.recorder.scalarise(event.fitness)[0], -number))
+        if validated:
+            return -max(validated)[1]
+        return finalists[0] if finalists else None
+
+    def _score(self, phase: str, jobs: Iterable[Job]) -> None:
+        """Run the jobs that have no outcome yet.
+
+        Raises:
+            Interrupted: a person asked to stop.
+        """
+        waiting = {job.key: job for job in jobs if job.key not in self.recorder.outcomes}
+        pending = self.executor.num_pending
+        if not waiting and not pending:
+            return
+        clock = Clock(phase, len(waiting) + pending, self.executor.num_workers)
+        self.recorder.start_phase(clock, lambda: min(self.executor.num_pending, self.executor.num_workers))
+        for job in waiting.values():
+            self.executor.submit(job)
+        while self.executor.num_pending:
+            if self.stop_requested():
+                raise Interrupted
+            for outcome in self.executor.wait(1.0):
+                self.recorder.outcome(outcome)

@@ -1,0 +1,198 @@
+"""Looking at a run and taking candidates out of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evomerge.engine.merge_to_disk import Progress, merge_to_disk
+from evomerge.errors import UserError
+from evomerge.experiment.load import Experiment, load_experiment
+from evomerge.recipes.recipe import Recipe
+from evomerge.search.front import non_dominated
+from evomerge.store.event_log import EventLog
+from evomerge.store.events import Evaluated
+from evomerge.store.manifest import load_manifest
+from evomerge.store.optuna_study import StudyProjection
+from evomerge.store.run_dir import RunDir
+from evomerge.store.run_state import CandidateRecord, RunState, read_state
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run opened for reading."""
+
+    run_dir: RunDir
+    state: RunState
+
+    @property
+    def experiment(self) -> Experiment:
+        """The run's experiment."""
+        return load_experiment(self.run_dir.experiment_path)
+
+    def recipe(self, record: CandidateRecord) -> Recipe:
+        """The recipe of a candidate."""
+        space = self.experiment.space
+        if space is None:
+            raise UserError(f"{self.run_dir.path}: the models of this run are not on this machine")
+        recipe = space.decode(record.asked.array)
+        if recipe.recipe_id != record.asked.recipe_id:
+            raise UserError(
+                f"{self.run_dir.path}: candidate {record.id} decodes to recipe {recipe.recipe_id}, the run recorded "
+                f"{record.asked.recipe_id}; the search space or evomerge changed since"
+            )
+        return recipe
+
+
+def open_run(path: str | Path) -> OpenRun:
+    """Open a run for reading, also while it goes on.
+
+    Raises:
+        UserError: there is no run, or its log is damaged.
+    """
+    run_dir = RunDir.open(path)
+    state = read_state(EventLog(run_dir.events_path, writable=False).read())
+    if state.started is None:
+        raise UserError(f"{run_dir.path}: the run has not begun yet")
+    return OpenRun(run_dir, state)
+
+
+def front(path: str | Path) -> list[CandidateRecord]:
+    """The non-dominated candidates of a run on the search documents, best weighted sum first.
+
+    Raises:
+        UserError: there is no run.
+    """
+    state = open_run(path).state
+    records, fitness = state.scored()
+    if not records:
+        return []
+    members = {record.id for record, kept in zip(records, non_dominated(fitness)) if kept}
+    return [record for record in state.ranked() if record.id in members]
+
+
+def export(
+    path: str | Path, out: str | Path, candidate: str | int = "best", progress: Progress | None = None
+) -> list[Path]:
+    """Write a candidate of a run as a checkpoint with a model card.
+
+    Args:
+        path: run directory.
+        out: new or empty directory; for ``front`` it gets one folder for each member.
+        candidate: ``best`` (the winner of a finished run, else the best so far), ``front``, or a candidate's id.
+        progress: called with (tensors done, tensors in total).
+
+    Raises:
+        UserError: no such run or candidate, or the place cannot be used.
+    """
+    opened = open_run(path)
+    if candidate == "front":
+        return [_export_one(opened, record, Path(out) / f"candidate{record.id}", progress) for record in front(path)]
+    return [_export_one(opened, _find(opened, candidate), Path(out), progress)]
+
+
+def project(path: str | Path, storage: str | None = None) -> int:
+    """Write a run's Optuna study anew from its event log.
+
+    Args:
+        path: run directory.
+        storage: an Optuna storage URL; None = the run's own journal.
+
+    Returns:
+        Number of trials.
+
+    Raises:
+        UserError: there is no run, or the storage cannot be used.
+    """
+    opened = open_run(path)
+    assert opened.state.started is not None
+    study = StudyProjection(storage or opened.run_dir.study_path, opened.state.started)
+    try:
+        return study.rebuild(opened.state)
+    finally:
+        study.close()
+
+
+def _find(opened: OpenRun, candidate: str | int) -> CandidateRecord:
+    state, where = opened.state, opened.run_dir.path
+    if candidate == "best":
+        winner = _summary(opened.run_dir).get("winner")
+        record = state.candidates[winner["candidate"]] if winner else state.best()
+        if record is None:
+            raise UserError(f"{where}: no candidate has a fitness yet")
+        return record
+    text = str(candidate).removeprefix("c")
+    if not text.isdigit() or int(text) >= len(state.candidates):
+        last = len(state.candidates) - 1
+        raise UserError(f"{where}: no candidate {candidate!r}; expected best, front, or a number from 0 to {last}")
+    return state.candidates[int(text)]
+
+
+def _summary(run_dir: RunDir) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(run_dir.summary_path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run_dir.summary_path}: cannot be read ({error})") from error
+    return found
+
+
+def _export_one(opened: OpenRun, record: CandidateRecord, out: Path, progress: Progress | None) -> Path:
+    return merge_to_disk(opened.recipe(record), out, progress, _card(opened, record))
+
+
+def _card(opened: OpenRun, record: CandidateRecord) -> Mapping[str, Any]:
+    """Scores, splits and provenance for the model card."""
+    started, run_dir = opened.state.started, opened.run_dir
+    assert started is not None
+    manifest = load_manifest(run_dir.manifest_path)
+    rows = []
+    for objective_index, objective in enumerate(started.objectives):
+        row: list[Any] = [objective.name]
+        for key in (f"c{record.id}", f"validation:c{record.id}", f"held_out:c{record.id}"):
+            event = opened.state.outcomes.get(key)
+            natural = event.fitness[objective_index] if isinstance(event, Evaluated) else None
+            row.append(None if natural is None else objective.natural(natural))
+        rows.append(row)
+    searched_test = [config.name for config in opened.experiment.fitness if config.allow_test_split]
+    card: dict[str, Any] = {
+        "summary": f"Candidate {record.id} of the evolutionary merge search `{started.name}` "
+        f"({len(opened.state.candidates)} candidates, optimizer {opened.experiment.config.optimizer.name}).",
+        "scores": {"columns": ["objective", "search", "validation", "held-out"], "rows": rows},
+        "splits": _splits(manifest.documents),
+        "provenance": {"evomerge": started.evomerge, "seed": started.seeds["run"], **manifest.versions},
+        "fingerprints": manifest.models,
+    }
+    if searched_test:
+        card["warning"] = "Searched on the test split of: " + ", ".join(searched_test) + ". Do not report it there."
+    return card
+
+
+def _splits(documents: Mapping[str, Any]) -> dict[str, str]:
+    found = {}
+    for plan in documents["fitness"]:
+        counts: dict[str, int] = {}
+        for member in plan["members"]:
+            for role, split in member["splits"].items():
+                counts[role] = counts.get(role, 0) + len(split["ids"])
+        found[plan["name"]] = ", ".join(f"{count} {role.replace('_', '-')}" for role, count in counts.items())
+    return found
+
+
+def choose(records: list[CandidateRecord], weights: list[float]) -> CandidateRecord | None:
+    """The record with the best weighted sum of fitness.
+
+    Args:
+        records: usually a front.
+        weights: ``(M,)``.
+    """
+    if not records:
+        return None
+    values = [float(np.dot(record.fitness or (), weights)) for record in records]
+    return records[int(np.argmax(values))]

@@ -1,0 +1,170 @@
+"""The numbers of a finished run, with intervals, as plain data."""
+
+from __future__ import annotations
+
+import statistics as plain
+from typing import Any
+
+from evomerge.errors import UserError
+from evomerge.evaluation.statistics import Interval, paired_difference, score_interval
+from evomerge.experiment.load import Experiment
+from evomerge.experiment.recorder import RunRecorder
+from evomerge.experiment.search_loop import candidate_key
+from evomerge.files import atomic_write_json
+from evomerge.store.events import Evaluated
+from evomerge.store.run_dir import RunDir
+from evomerge.store.run_state import read_state
+from evomerge.terms import SPLITS, DocumentScores, SplitName, derive_seed
+
+
+class _Scores:
+    """Reads evaluations by key, with their per-document scores."""
+
+    def __init__(self, loaded: Experiment, recorder: RunRecorder) -> None:
+        self.recorder = recorder
+        self.settings = loaded.config.finish
+        self.seed = derive_seed(loaded.config.seed, "bootstrap")
+        used = recorder.objectives[:1] if loaded.config.scalarisation == "first" else recorder.objectives
+        total = sum(objective.weight for objective in used)
+        # Tables hold natural directions; a lowered metric counts negatively, as it does in the fitness.
+        self.shares = {objective.name: objective.natural(objective.weight) / total for objective in used}
+
+    def event(self, key: str) -> Evaluated | None:
+        found = self.recorder.outcomes.get(key)
+        return found if isinstance(found, Evaluated) else None
+
+    def tables(self, event: Evaluated) -> tuple[DocumentScores, ...]:
+        return self.recorder.scores.load(event.scores_ref) if event.scores_ref else ()
+
+    def searched(self, event: Evaluated) -> list[DocumentScores] | None:
+        """Tables of the objectives that make up the scalar value; None when one has none."""
+        found = {table.objective: table for table in self.tables(event)}
+        return [found[name] for name in self.shares] if set(self.shares) <= set(found) else None
+
+    def interval(self, event: Evaluated) -> Interval | None:
+        tables = self.searched(event)
+        return None if tables is None else score_interval(tables, **self._options())
+
+    def paired(self, event: Evaluated, other: Evaluated) -> Interval | None:
+        mine, theirs = self.searched(event), self.searched(other)
+        if mine is None or theirs is None:
+            return None
+        return paired_difference(mine, theirs, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "weights": list(self.shares.values()),
+            "seed": self.seed,
+            "num_resamples": self.settings.bootstrap_samples,
+            "level": self.settings.confidence,
+        }
+
+    def cell(self, key: str) -> dict[str, Any] | None:
+        """Scalar value, interval and every objective's own score of one evaluation."""
+        event = self.event(key)
+        if event is None:
+            return None
+        objectives = self.recorder.objectives
+        scores = {objective.name: objective.natural(value) for objective, value in zip(objectives, event.fitness)}
+        for table in self.tables(event):
+            if table.objective not in scores and len(table.values):
+                scores[table.objective] = float(table.values.mean())
+        interval = self.interval(event)
+        return {
+            "value": self.recorder.scalarise(event.fitness)[0],
+            "low": interval.low if interval else None,
+            "high": interval.high if interval else None,
+            "scores": scores,
+        }
+
+
+def build_summary(
+    loaded: Experiment,
+    recorder: RunRecorder,
+    baselines: list[str],
+    finalists: list[int],
+    winner: int | None,
+    reason: str,
+) -> dict[str, Any]:
+    """What summary.json holds: every scored model on every split, and the winner against each baseline."""
+    scores = _Scores(loaded, recorder)
+    state = read_state(recorder.log.read())
+    candidates = recorder.progress.candidates
+    rows = []
+    for number in finalists:
+        keys = {"search": candidate_key(number)}
+        keys |= {split: f"{split}:{candidate_key(number)}" for split in SPLITS if split != "search"}
+        kind = "winner" if number == winner else "finalist"
+        rows.append(_row(scores, kind, f"{kind} (candidate {number})", keys))
+    for name in baselines:
+        rows.append(_row(scores, "baseline", name, {split: f"baseline:{name}:{split}" for split in SPLITS}))
+    done = [event for event in state.outcomes.values() if isinstance(event, Evaluated) and event.candidate is not None]
+    cost = {part: _mean([getattr(e.seconds, part) for e in done]) for part in ("merge", "forward", "metric", "wait")}
+    validated = winner is not None and scores.event(f"validation:{candidate_key(winner)}") is not None
+    summary = {
+        "name": loaded.config.name,
+        "run_dir": str(recorder.run_dir.path),
+        "reason": reason,
+        "evaluations": state.num_evaluations,
+        "failed": sum(1 for failure in state.failures if failure.candidate is not None),
+        "objectives": [objective.name for objective in recorder.objectives],
+        "reported_only": [config.name for config in loaded.report],
+        "scalarisation": loaded.config.scalarisation,
+        "confidence": loaded.config.finish.confidence,
+        "documents": {split: _num_documents(scores, split) for split in SPLITS},
+        "test_split_searched": [config.name for config in loaded.fitness if config.allow_test_split],
+        "winner": None
+        if winner is None
+        else {
+            "candidate": winner,
+            "generation": candidates[winner].generation,
+            "recipe_id": candidates[winner].recipe_id,
+            "chosen_on": "validation" if validated else "search",
+        },
+        "rows": [row for row in rows if any(row[split] for split in SPLITS)],
+        "comparison": _comparison(scores, winner, baselines),
+        "cost": {"wall_seconds": state.elapsed_seconds, **cost},
+    }
+    return summary
+
+
+def _row(scores: _Scores, kind: str, name: str, keys: dict[str, str]) -> dict[str, Any]:
+    return {"kind": kind, "name": name, **{split: scores.cell(keys[split]) for split in SPLITS}}
+
+
+def _comparison(scores: _Scores, winner: int | None, baselines: list[str]) -> list[dict[str, Any]]:
+    """The winner against each baseline on held-out documents, the strongest baseline first."""
+    mine = None if winner is None else scores.event(f"held_out:{candidate_key(winner)}")
+    if mine is None:
+        return []
+    entries = []
+    for name in baselines:
+        other = scores.event(f"baseline:{name}:held_out")
+        interval = scores.paired(mine, other) if other is not None else None
+        if interval is not None:
+            entries.append({"against": name, "difference": interval.value, "low": interval.low, "high": interval.high})
+    return sorted(entries, key=lambda entry: float(entry["difference"]))  # type: ignore[arg-type]
+
+
+def _num_documents(scores: _Scores, split: SplitName) -> int:
+    for key in scores.recorder.outcomes:
+        event = scores.event(key)
+        if event is not None and event.split == split:
+            return sum(len(table.document_ids) for table in scores.tables(event) if table.objective in scores.shares)
+    return 0
+
+
+def _mean(values: list[float]) -> float:
+    return plain.fmean(values) if values else 0.0
+
+
+def write_summary(run_dir: RunDir, summary: dict[str, Any]) -> None:
+    """Replace summary.json.
+
+    Raises:
+        UserError: the disk is full or the file cannot be written.
+    """
+    try:
+        atomic_write_json(run_dir.summary_path, summary)
+    except OSError as error:
+        raise UserError(f"{run_dir.summary_path}: cannot write the summary: {error.strerror or error}.") from error

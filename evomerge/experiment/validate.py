@@ -1,0 +1,103 @@
+"""Checking files before anything is loaded, downloaded or written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from evomerge.engine.sources import describe_source
+from evomerge.errors import DataNotHere, InvalidInput, Problem
+from evomerge.evaluation.documents import DocumentPlan, plan_documents
+from evomerge.evaluation.fitness_yaml import load_fitness
+from evomerge.experiment.load import Experiment, find_experiment, load_experiment
+from evomerge.recipes.recipe_yaml import recipe_from_mapping
+from evomerge.spaces.space_yaml import load_space
+from evomerge.terms import SPLITS
+from evomerge.yaml_files import read_yaml_mapping
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a valid file says.
+
+    Attributes:
+        path: the file.
+        kind: ``experiment``, ``recipe``, ``search space`` or ``fitness``.
+        lines: what it amounts to, for a person.
+        downloads: what a run would fetch.
+    """
+
+    path: Path
+    kind: str
+    lines: tuple[str, ...] = ()
+    downloads: tuple[str, ...] = field(default=())
+
+
+def validate(name: str | Path, overrides: Sequence[str] = (), documents: bool = True) -> Validation:
+    """Check an experiment, recipe, search space or fitness file.
+
+    Args:
+        name: path, or the name of a shipped experiment.
+        overrides: ``key.path=value`` changes of an experiment.
+        documents: also build the tasks' documents where their data is on this machine.
+
+    Raises:
+        InvalidInput: everything that is wrong with it.
+    """
+    path = find_experiment(name)
+    mapping = read_yaml_mapping(path)
+    if "search_space" in mapping or ("models" in mapping and "merge_method" not in mapping):
+        return _validate_experiment(load_experiment(path, overrides), path, documents)
+    if "merge_method" in mapping or ("method" in mapping and "experts" in mapping):
+        recipe = recipe_from_mapping(mapping, str(path))
+        statuses = [describe_source(source) for source in recipe.sources]
+        missing = [Problem(str(path), f"{s.source}: {s.message}") for s in statuses if s.state == "missing"]
+        if missing:
+            raise InvalidInput(missing)
+        lines = (f"recipe {recipe.recipe_id}", *(f"{status.source}: {status.message}" for status in statuses))
+        return Validation(path, "recipe", lines)
+    if "kind" in mapping:
+        load_space(str(path), str(path), path.resolve().parent)
+        return Validation(path, "search space")
+    if "task" in mapping or "python" in mapping:
+        configs = load_fitness([path], str(path), path.resolve().parent)
+        plan = plan_documents(configs)
+        return Validation(path, "fitness", _document_lines(plan))
+    raise InvalidInput(
+        [
+            Problem(
+                str(path),
+                "neither an experiment (models), a recipe (method), a search space (kind) nor a fitness (task)",
+            )
+        ]
+    )
+
+
+def _validate_experiment(loaded: Experiment, path: Path, documents: bool) -> Validation:
+    lines = []
+    if loaded.space is not None:
+        lines.append(loaded.space.describe())
+    lines.append(
+        f"optimizer {loaded.config.optimizer.name} ({loaded.config.optimizer.mode}), budget "
+        + ", ".join(f"{key} {value:g}" for key, value in loaded.config.budget.model_dump(exclude_none=True).items())
+    )
+    downloads = [f"{status.source}: {status.message}" for status in loaded.sources if status.state == "to_download"]
+    lines += [f"{status.source}: {status.message}" for status in loaded.sources if status.state != "to_download"]
+    if documents:
+        try:
+            plan = plan_documents([*loaded.fitness, *loaded.report])
+            lines += _document_lines(plan)
+            lines += plan.notes
+        except DataNotHere as error:
+            downloads += [str(problem) for problem in error.problems]
+    return Validation(path, "experiment", tuple(lines), tuple(downloads))
+
+
+def _document_lines(plan: DocumentPlan) -> tuple[str, ...]:
+    lines = []
+    for fitness in plan.fitness:
+        counts = {role: len(fitness.document_ids(role)) for role in SPLITS}
+        shown = ", ".join(f"{count} {role.replace('_', '-')}" for role, count in counts.items() if count)
+        lines.append(f"fitness {fitness.name}: {fitness.metric},{fitness.filter} on {shown} documents")
+    return tuple(lines)

@@ -1,0 +1,98 @@
+"""The table at the end of a run: the winner beside the baselines, on the documents nobody searched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from evomerge.reports.progress import format_seconds
+
+
+def print_summary(summary: Mapping[str, Any], console: Console) -> None:
+    """Print what summary.json holds for a person.
+
+    Args:
+        summary: as ``build_summary`` made it.
+        console: where to.
+    """
+    console.print(_scores(summary))
+    if summary["comparison"]:
+        console.print(_comparison(summary))
+    for line in _closing_lines(summary):
+        console.print(line, markup=False, highlight=False)
+
+
+def _scores(summary: Mapping[str, Any]) -> Table:
+    split = "held_out" if any(row["held_out"] for row in summary["rows"]) else "search"
+    title = f"{summary['name']}: scores on {_documents(summary, split)} {split.replace('_', '-')} documents"
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table.add_column("model", overflow="fold")
+    names = [*summary["objectives"], *summary["reported_only"]]
+    table.add_column("mean" if summary["scalarisation"] == "weighted_mean" else "first", justify="right")
+    table.add_column(f"{summary['confidence']:.0%} interval", justify="right")
+    for name in names:
+        table.add_column(name + (" *" if name in summary["reported_only"] else ""), justify="right", overflow="fold")
+    table.add_column("on search", justify="right")
+    for row in sorted(summary["rows"], key=lambda row: -_value(row, split)):
+        scores = row[split] or {}
+        interval = f"{scores['low']:.3f} to {scores['high']:.3f}" if scores.get("low") is not None else ""
+        cells = [_number(scores.get("scores", {}).get(name)) for name in names]
+        style = "bold" if row["kind"] == "winner" else ""
+        on_search = _number((row["search"] or {}).get("value"))
+        table.add_row(row["name"], _number(scores.get("value")), interval, *cells, on_search, style=style)
+    if summary["reported_only"]:
+        table.caption = "* reported only: not searched, not in the mean"
+        table.caption_justify = "left"
+    return table
+
+
+def _comparison(summary: Mapping[str, Any]) -> Table:
+    table = Table(
+        title="The winner against each baseline, held-out, paired over documents",
+        title_justify="left", header_style="bold", box=None, pad_edge=False,
+    )  # fmt: skip
+    table.add_column("against", overflow="fold")
+    table.add_column("difference", justify="right")
+    table.add_column(f"{summary['confidence']:.0%} interval", justify="right")
+    table.add_column("verdict")
+    for entry in summary["comparison"]:
+        verdict = "better" if entry["low"] > 0 else "worse" if entry["high"] < 0 else "not told apart"
+        interval = f"{entry['low']:+.3f} to {entry['high']:+.3f}"
+        table.add_row(entry["against"], f"{entry['difference']:+.3f}", interval, verdict)
+    return table
+
+
+def _closing_lines(summary: Mapping[str, Any]) -> list[str]:
+    winner = summary["winner"]
+    lines = []
+    if winner is None:
+        lines.append("no candidate has a fitness; see log.txt in the run directory")
+    else:
+        how = {"validation": "chosen on validation documents", "search": "best on the search documents"}[
+            winner["chosen_on"]
+        ]
+        lines.append(f"winner: candidate {winner['candidate']} ({how}), recipe {winner['recipe_id']}")
+    cost = summary["cost"]
+    lines.append(
+        f"{summary['evaluations']} evaluations ({summary['failed']} failed) in {format_seconds(cost['wall_seconds'])}; "
+        f"mean seconds each: merge {cost['merge']:.2f}, forward {cost['forward']:.2f}, metric {cost['metric']:.2f}, "
+        f"wait {cost['wait']:.2f}; ended by {summary['reason']}"
+    )
+    lines.append(f"run directory: {summary['run_dir']}")
+    return lines
+
+
+def _value(row: Mapping[str, Any], split: str) -> float:
+    scores = row[split]
+    return float("-inf") if not scores or scores["value"] is None else float(scores["value"])
+
+
+def _documents(summary: Mapping[str, Any], split: str) -> int:
+    return int(summary["documents"].get(split, 0))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
