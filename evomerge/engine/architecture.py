@@ -118,9 +118,7 @@ def load_config(directory: Path) -> Any:
         config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{directory / 'config.json'}: transformers does not know this architecture ({reason})"
-        ) from error
+        raise UserError(f"{directory}: transformers does not know this architecture ({reason})") from error
     if getattr(config, "quantization_config", None):
         raise UserError(f"{directory}: its weights are quantised; merging needs them in bfloat16, float16 or float32")
     return config

@@ -90,6 +90,11 @@ class LiveModel:
             raise UserError(f"{directory}: no tokenizer that transformers can load ({_first_line(error)})") from error
 
     @property
+    def prepared_bytes(self) -> int:
+        """Bytes of merge state held between candidates."""
+        return self._merger.state_bytes
+
+    @property
     def prepare_seconds(self) -> float:
         """Seconds spent so far on preparing merge state."""
         return self._merger.prepare_seconds

@@ -70,7 +70,7 @@ class LoraAdapter:
         """
         if name in self._replaced:
             tensor = self._file.tensor(self._replaced[name])
-            return tensor if base is None or tensor.dtype == base.dtype else tensor.to(base.dtype)
+            base = tensor if base is None else tensor.to(base.dtype)
         assert base is not None
         if name not in self._low_rank:
             return base
@@ -86,7 +86,8 @@ class LoraAdapter:
         if match is None:
             if "lora_" in name:
                 raise UserError(f"{self.directory}: {key} is not a plain LoRA tensor (DoRA and such are not read)")
-            self._replaced[re.sub(r"\.modules_to_save(\.default)?", "", name)] = key
+            # Embeddings with an update are stored with the tensor they update, under base_layer.
+            self._replaced[re.sub(r"\.(modules_to_save(\.default)?|base_layer)(?=\.)", "", name)] = key
             return
         target = match["module"] + ".weight"
         self._low_rank.setdefault(target, {})[match["side"]] = key

@@ -121,10 +121,11 @@ def _resolve(name: str, revision: str | None, role: Role) -> Path:
 
 def _describe(source: Source, name: str, revision: str | None, role: Role) -> SourceStatus:
     if name.startswith(ZOO_PREFIX):
-        from evomerge.zoo.catalogue import is_built
+        from evomerge.zoo.catalogue import is_built, look_up
 
         zoo_name = name.removeprefix(ZOO_PREFIX)
         try:
+            look_up(zoo_name)
             if is_built(zoo_name):
                 path = _resolve(name, revision, role)
                 return SourceStatus(source, "zoo", f"built in {path}", path)
