@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from evomerge.errors import EvomergeError
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.terms import Evaluation, SplitName
 
@@ -24,6 +25,7 @@ class WorkerPlan:
         batch_size: documents of one forward block, None = each task's default.
         state_memory_bytes: cap on prepared merge state, None = no cap.
         import_paths: folders put on ``sys.path`` for ``python:`` fitness functions.
+        report: plain dicts of fitness configs that are only scored, beside the others, on held-out documents.
     """
 
     base: Source | None
@@ -36,6 +38,7 @@ class WorkerPlan:
     batch_size: int | None = None
     state_memory_bytes: int | None = None
     import_paths: tuple[str, ...] = ()
+    report: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,39 @@ class WorkerReport:
     notes: tuple[str, ...] = field(default=())
 
 
+class CandidateWorker(Protocol):
+    """Merges and scores candidates, one at a time. It runs in a process of its own, or in the driver's (inline)."""
+
+    def run(self, job: Job) -> Evaluation:
+        """Merge and score one candidate; whatever goes wrong with the candidate is in ``Evaluation.failure``."""
+        ...
+
+    def report(self) -> WorkerReport:
+        """What the worker says of itself once it is built."""
+        ...
+
+
+class WorkerFactory(Protocol):
+    """Builds the worker of one slot; picklable, called in the worker's own process.
+
+    Raises:
+        UserError: the models or tasks cannot be used; the executor hands it on to the caller of ``wait``.
+    """
+
+    def __call__(self, index: int) -> CandidateWorker:
+        """The worker of slot ``index``."""
+        ...
+
+
+class WorkersLost(EvomergeError):
+    """No worker could be kept alive: each one died or failed while it started; the message has the last cause."""
+
+
 class Executor(Protocol):
     """Runs jobs on workers. One thread talks to an executor; results come back in any order.
 
     A job is never lost: it ends in exactly one Outcome, with ``evaluation.failure`` set when every attempt failed.
+    After an exception out of ``wait``, and at the end, the caller calls ``close``.
     """
 
     @property
@@ -102,9 +134,14 @@ class Executor(Protocol):
         ...
 
     def wait(self, timeout_seconds: float) -> list[Outcome]:
-        """Outcomes that have arrived, after at most the timeout; empty when none has."""
+        """Outcomes that have arrived, after at most the timeout; empty when none has.
+
+        Raises:
+            UserError: a worker cannot start because of what the user gave.
+            WorkersLost: no worker can be started or kept.
+        """
         ...
 
     def close(self) -> None:
-        """Stop workers and free everything, within seconds, also in the middle of jobs."""
+        """Stop workers and free everything, within seconds, also in the middle of jobs. Pending jobs are dropped."""
         ...
