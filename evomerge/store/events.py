@@ -276,7 +276,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
             raise EventError(f"has {where} {value!r}, expected one of {[item.value for item in kind]}") from error
     if kind is float and type(value) in (float, int) and math.isfinite(value):
         return float(value)
-    if type(value) is kind:
+    if kind is not float and type(value) is kind:
         return value
     raise EventError(f"has {where} {value!r:.80}, expected {getattr(kind, '__name__', kind)}")
 

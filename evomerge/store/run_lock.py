@@ -56,6 +56,7 @@ class RunLock:
         """Free the lock; a second call does nothing."""
         if self._handle is not None:
             _held.discard(self._handle)
+            fcntl.flock(self._handle, fcntl.LOCK_UN)
             os.close(self._handle)
             self._handle = None
 
