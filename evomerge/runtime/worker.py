@@ -8,11 +8,16 @@ import os
 import sys
 import time
 from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import MergeFailed, UserError
 from evomerge.runtime.executor import Job, WorkerPlan, WorkerReport
 from evomerge.runtime.isolation import isolated_evaluation
 from evomerge.terms import Evaluation, Failure, FailureKind, Seconds
+
+if TYPE_CHECKING:
+    from evomerge.evaluation.evaluator import Evaluator
 
 LOG = logging.getLogger(__name__)
 
@@ -36,7 +41,6 @@ class Worker:
         # Tokenizers warn and may deadlock when their thread pool meets a forked process.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         from evomerge.engine.live_model import LiveModel
-        from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 
         began = time.monotonic()
         sys.path.extend(path for path in plan.import_paths if path not in sys.path)
@@ -46,9 +50,7 @@ class Worker:
             self._live = LiveModel(
                 plan.base, plan.experts, plan.dtype, plan.device, plan.threads, plan.state_memory_bytes
             )
-            settings = EvaluatorSettings(batch_size=plan.batch_size, import_paths=plan.import_paths)
-            self._evaluator = build_evaluator(plan.fitness, plan.documents, settings)
-            self._evaluator.bind(self._live.model, self._live.tokenizer)
+            self._evaluator = self._build_evaluator(plan.fitness)
         self._start_seconds = time.monotonic() - began
 
     def run(self, job: Job) -> Evaluation:
@@ -87,6 +89,8 @@ class Worker:
             with isolated_evaluation(job.seed, self._plan.threads):
                 merge_seconds = self._live.apply(job.recipe)
                 evaluation = self._evaluator.evaluate(job.split, job.seed)
+                if evaluation.ok and job.split == "held_out" and self._plan.report:
+                    evaluation = self._with_reported(evaluation, job)
             return replace(only_finite(evaluation), seconds=replace(evaluation.seconds, merge=merge_seconds))
         # A fitness function that calls sys.exit must not end the worker.
         except (Exception, SystemExit) as error:
@@ -94,6 +98,33 @@ class Worker:
             LOG.debug("%s failed: %s", job.key, failure.message, exc_info=True)
             spent = time.perf_counter() - began - merge_seconds
             return Evaluation(seconds=Seconds(merge=merge_seconds, forward=spent), failure=failure)
+
+    def _build_evaluator(self, configs: tuple[dict[str, Any], ...]) -> Evaluator:
+        from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
+
+        settings = EvaluatorSettings(batch_size=self._batch_size, import_paths=self._plan.import_paths)
+        evaluator = build_evaluator(configs, self._plan.documents, settings)
+        evaluator.bind(self._live.model, self._live.tokenizer)
+        return evaluator
+
+    @cached_property
+    def _reporter(self) -> Evaluator:
+        """Scores what is only reported; built when the first held-out job asks for it."""
+        return self._build_evaluator(self._plan.report)
+
+    def _with_reported(self, evaluation: Evaluation, job: Job) -> Evaluation:
+        """Adds tables and metrics of what is only reported; the fitness stays as it is."""
+        reported = self._reporter.evaluate(job.split, job.seed)
+        if reported.failure is not None:
+            LOG.warning("%s: not reported: %s", job.key, reported.failure.message)
+            return evaluation
+        spent, more = evaluation.seconds, reported.seconds
+        return replace(
+            evaluation,
+            document_scores=evaluation.document_scores + reported.document_scores,
+            metrics={**reported.metrics, **evaluation.metrics},
+            seconds=replace(spent, forward=spent.forward + more.forward, metric=spent.metric + more.metric),
+        )
 
     def _use_batch_size(self, batch_size: int) -> bool:
         import torch
@@ -104,6 +135,8 @@ class Worker:
         try:
             with isolated_evaluation(self._index, self._plan.threads):
                 self._evaluator.set_batch_size(batch_size)
+                if "_reporter" in self.__dict__:
+                    self._reporter.set_batch_size(batch_size)
         except Exception:
             LOG.warning("cannot change to batches of %d", batch_size, exc_info=True)
             return False
