@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Any
 
 Scalar = float | int | bool | str
@@ -107,7 +108,7 @@ class Recipe:
     tokenizer: Source | None = None
     options: tuple[tuple[str, Scalar], ...] = field(default=())
 
-    @property
+    @cached_property
     def recipe_id(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical form."""
         return hashlib.sha256(json.dumps(canonical(self), sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
@@ -149,6 +150,7 @@ def canonical(thing: Any) -> Any:
     return thing
 
 
+@cache
 def _defaults(cls: type[Any]) -> dict[str, Any]:
     missing = object()
     return {

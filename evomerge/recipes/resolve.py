@@ -95,6 +95,13 @@ class CompiledMerge:
         self._reads_names = False
         for name, rules in merge.parameters:
             self._by_block[name] = self._sorted(name, rules)
+        self._constant = {
+            parameter.name: self._over_experts(parameter, list(merge.rules(parameter.name)), "", None)
+            for parameter in self._spec.hyperparameters
+            if all(rule == Rule(rule.value, expert=rule.expert) for rule in merge.rules(parameter.name))
+            and not any(isinstance(rule.value, tuple) for rule in merge.rules(parameter.name))
+            and (parameter.default is not None or merge.rules(parameter.name))
+        }
         self._cache: dict[tuple[int | None, str, str], Mapping[str, Resolved]] = {}
 
     def values(self, tensor_name: str, block: int | None, component: str) -> Mapping[str, Resolved]:
@@ -128,18 +135,21 @@ class CompiledMerge:
         return lists
 
     def _resolve(self, tensor_name: str, block: int | None, component: str) -> Mapping[str, Resolved]:
-        values: dict[str, Resolved] = {}
+        values = dict(self._constant)
         place = self._num_blocks if block is None else block
         for parameter in self._spec.hyperparameters:
-            lists = self._by_block.get(parameter.name)
-            found = [] if lists is None else [rule for rule in lists[place] if _fits(rule, tensor_name, component)]
-            if parameter.per == "merge":
-                values[parameter.name] = self._value(parameter, found, None, tensor_name, block)
-            else:
-                values[parameter.name] = tuple(
-                    self._value(parameter, found, expert, tensor_name, block) for expert in self._names
-                )
+            if parameter.name not in values:
+                lists = self._by_block.get(parameter.name)
+                found = [] if lists is None else [rule for rule in lists[place] if _fits(rule, tensor_name, component)]
+                values[parameter.name] = self._over_experts(parameter, found, tensor_name, block)
         return values
+
+    def _over_experts(
+        self, parameter: Hyperparameter, rules: list[Rule], tensor_name: str, block: int | None
+    ) -> Resolved:
+        if parameter.per == "merge":
+            return self._value(parameter, rules, None, tensor_name, block)
+        return tuple(self._value(parameter, rules, expert, tensor_name, block) for expert in self._names)
 
     def _value(
         self, parameter: Hyperparameter, rules: list[Rule], expert: str | None, tensor_name: str, block: int | None
