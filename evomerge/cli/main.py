@@ -26,7 +26,7 @@ from evomerge.cli import (
     zoo,
 )
 from evomerge.cli.console import show_error
-from evomerge.errors import InvalidInput, UserError
+from evomerge.errors import EvomergeError, InvalidInput, UserError
 
 app = typer.Typer(
     help="Evolutionary search for merges of language models.",
@@ -52,6 +52,9 @@ def main() -> None:
     except UserError as error:
         show_error(str(error))
         code = 1
+    except EvomergeError as error:
+        show_error(str(error))
+        code = 2
     except typer.Exit as leave:
         code = leave.exit_code
     except typer.Abort:

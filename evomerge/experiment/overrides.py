@@ -16,7 +16,7 @@ def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[s
     Raises:
         InvalidInput: an override without ``=``, with a value that is not YAML, or through something not a mapping.
     """
-    result = _copied(mapping)
+    result: dict[str, Any] = _copied(mapping)
     problems = []
     for override in overrides:
         path, separator, text = override.partition("=")

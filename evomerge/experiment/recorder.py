@@ -28,7 +28,7 @@ class RunRecorder:
     Args:
         run_dir: locked by this process.
         log: its event log.
-        projection: the Optuna study.
+        projection: the Optuna study, None = none is written.
         progress: the search's state, read for the front.
         decode: genotype to recipe.
         scalarise: fitness ``(M,)`` to one number, for "best".
@@ -41,7 +41,7 @@ class RunRecorder:
         self,
         run_dir: RunDir,
         log: EventLog,
-        projection: LiveProjection,
+        projection: LiveProjection | None,
         *,
         progress: Progress,
         decode: Callable[[Array], Recipe],
@@ -83,7 +83,8 @@ class RunRecorder:
         self.log.append(event)
         self.outcomes[event.key] = event
         number = candidate_id(outcome.job.key)
-        self.projection.add(event, None if number is None else Asked.of(self.progress.candidates[number]))
+        if self.projection is not None:
+            self.projection.add(event, None if number is None else Asked.of(self.progress.candidates[number]))
         if number is not None and outcome.evaluation.ok:
             self._keep_best(number, outcome.evaluation.fitness)
         standing = self.clock.count(outcome.evaluation, busy=self.busy())

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import evomerge
-from evomerge.engine.sources import fingerprint
-from evomerge.errors import ResumeRefused, UserError
+from evomerge.engine.sources import fingerprint, resolve_source
+from evomerge.errors import ResumeRefused
 from evomerge.evaluation.documents import DocumentPlan, plan_documents
 from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 from evomerge.experiment.finish import Finish, baseline_jobs
@@ -86,8 +86,12 @@ def run(
     """
     view = view or QuietView()
     loaded = load_experiment(experiment, overrides)
-    for note in loaded.notes:
-        view.note(note)
+    for status in loaded.sources:
+        if not status.ready:
+            view.note(f"{status.source}: {status.message}")
+            resolve_source(status.source)
+    if loaded.space is None:
+        loaded = load_experiment(experiment, overrides)
     plan = plan_documents([*loaded.fitness, *loaded.report])
     manifest = _manifest(loaded, plan)
     with ExitStack() as stack:
@@ -234,9 +238,6 @@ def _start_executor(loaded: Experiment, plan: DocumentPlan, population_size: int
 
 
 def _manifest(loaded: Experiment, plan: DocumentPlan) -> Manifest:
-    """Describes the run; downloads models that are not here yet."""
     names = {**({"base": loaded.base} if loaded.base else {}), **dict(loaded.experts)}
-    if loaded.space is None:
-        raise UserError(f"{loaded.where}: the models must be on this machine before the search space can be built")
     models = {name: fingerprint(source) for name, source in names.items()}
     return build_manifest(loaded.resolved, loaded.fingerprint, models, plan.to_json())

@@ -143,7 +143,7 @@ def _comparison(scores: _Scores, winner: int | None, baselines: list[str]) -> li
         interval = scores.paired(mine, other) if other is not None else None
         if interval is not None:
             entries.append({"against": name, "difference": interval.value, "low": interval.low, "high": interval.high})
-    return sorted(entries, key=lambda entry: float(entry["difference"]))  # type: ignore[arg-type]
+    return sorted(entries, key=lambda entry: float(entry["difference"]))
 
 
 def _num_documents(scores: _Scores, split: SplitName) -> int:
