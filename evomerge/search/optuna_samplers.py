@@ -56,6 +56,7 @@ class OptunaOptimizer(Optimizer):
     ) -> None:
         super().__init__(problem)
         self._population_size = population_size
+        self._propose_initial = propose_initial
         self._box = GeneBox(problem.genes)
         self._names = [f"g{i:05d}" for i in range(len(problem.genes))]
         self._distributions = {name: _distribution(gene) for name, gene in zip(self._names, problem.genes)}
@@ -66,8 +67,6 @@ class OptunaOptimizer(Optimizer):
             self._study = optuna.create_study(
                 directions=["minimize"] * problem.num_objectives, sampler=self._sampler(self._seed(0))
             )
-            if propose_initial:
-                self._study.enqueue_trial(self._params(self._box.initial))
 
     @abstractmethod
     def _sampler(self, seed: int) -> BaseSampler:
@@ -87,11 +86,14 @@ class OptunaOptimizer(Optimizer):
 
     def ask(self) -> Proposal:
         """Let the sampler suggest the next genotype."""
+        index = self._ledger.next_index
         with self._single_thread():
-            self._refresh(self._ledger.next_index)
+            self._refresh(index)
             trial = self._study.ask(self._distributions)
-        genotype = np.array([float(trial.params[name]) for name in self._names], dtype=np.float64)
         self.num_asked += 1
+        # Not Optuna's own queue: a queued trial never learns its generation, and NSGA repeats its first one.
+        first = index == 0 and self._propose_initial
+        genotype = self._box.initial if first else self._suggested(trial)
         return self._ledger.open(genotype, trial)
 
     def tell(self, results: Sequence[Result]) -> None:
@@ -104,10 +106,10 @@ class OptunaOptimizer(Optimizer):
         values = self._values(returned.fitness)
         trial = returned.memory
         state = TrialState.FAIL if values is None else TrialState.COMPLETE
-        if not returned.diverged:
+        if values is None or np.array_equal(returned.genotype, self._suggested(trial)):
             self._study.tell(trial, values, state=state)
             return
-        # What was evaluated differs from what the sampler suggested: its trial fails, a stand-in takes its place.
+        # What was evaluated is not what the sampler suggested: its trial fails, a stand-in takes its place.
         attributes = self._study.get_trials(deepcopy=False)[trial.number].system_attrs
         self._study.tell(trial, state=TrialState.FAIL)
         stand_in = optuna.create_trial(
@@ -124,6 +126,9 @@ class OptunaOptimizer(Optimizer):
         if fitness is not None:
             return [-float(value) for value in fitness]
         return [math.inf] * self.problem.num_objectives if self.failure_is_worst else None
+
+    def _suggested(self, trial: optuna.Trial) -> Array:
+        return np.array([float(trial.params[name]) for name in self._names], dtype=np.float64)
 
     def _params(self, genotype: Array) -> dict[str, float | int]:
         whole = [gene.kind is not GeneKind.REAL for gene in self.problem.genes]

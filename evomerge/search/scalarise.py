@@ -12,7 +12,7 @@ Scalarisation = Literal["weighted_mean", "first"]
 
 
 def weighted_mean(fitness: Sequence[float], weights: Sequence[float]) -> float:
-    """``sum(w f) / sum(w)``, exactly rounded, so the order of the objectives does not matter.
+    """``sum(w f) / sum(w)``, summed exactly, so the order of the objectives does not matter.
 
     Args:
         fitness: ``(M,)``.
@@ -26,7 +26,7 @@ def weighted_mean(fitness: Sequence[float], weights: Sequence[float]) -> float:
     total = math.fsum(weights)
     if min(weights) < 0 or not math.isfinite(total) or total <= 0:
         raise ValueError(f"weights must not be negative and need a positive sum, got {list(weights)}")
-    return math.fsum(weight * value for weight, value in zip(weights, fitness)) / total
+    return math.fsum(weight / total * value for weight, value in zip(weights, fitness))
 
 
 def build_scalariser(

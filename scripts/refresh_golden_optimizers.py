@@ -1,0 +1,52 @@
+"""Writes tests/golden/optimizers.json: what every optimizer proposes under a fixed sequence of tells.
+
+Run it only when the proposals are meant to change, and say why in the commit:
+`python scripts/refresh_golden_optimizers.py`.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from evomerge.search.base import Problem, Result
+from evomerge.search.catalogue import SPECS, build_optimizer
+from evomerge.terms import Gene, GeneKind
+
+GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "optimizers.json"
+REAL = tuple(Gene(f"r{i}", low=-1.0, high=2.0, initial=0.25 * i) for i in range(3))
+MIXED = (*REAL, Gene("block", GeneKind.INTEGER, 0, 6, 2), Gene("method", GeneKind.CATEGORY, choices=("a", "b", "c")))
+SMALL = {"num_initial_random": 3, "population_size": 6}
+# Fitting a Gaussian process ends elsewhere on other processors, so only its random start is pinned.
+GENERATIONS = {"gp": 1}
+
+
+def proposals(name: str) -> list[list[list[float]]]:
+    """The first three genotypes of each of three generations."""
+    spec = SPECS[name]
+    genes = MIXED if spec.gene_kinds == frozenset(GeneKind) else REAL
+    known = {setting.name for setting in spec.settings}
+    settings = {key: value for key, value in SMALL.items() if key in known}
+    optimizer = build_optimizer(name, Problem(genes, 1, seed=11, evaluations=1000), settings)
+    kept = []
+    for _ in range(GENERATIONS.get(name, 3)):
+        asked = [optimizer.ask() for _ in range(optimizer.population_size)]
+        kept.append([proposal.genotype.tolist() for proposal in asked[:3]])
+        optimizer.tell(
+            [
+                Result(p.index, p.genotype, None if p.index % 7 == 5 else (-float(np.sum(np.abs(p.genotype - 0.6))),))
+                for p in asked
+            ]
+        )
+    return kept
+
+
+def main() -> None:
+    GOLDEN.parent.mkdir(parents=True, exist_ok=True)
+    golden = {name: proposals(name) for name in sorted(SPECS)}
+    GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
+    print(f"{GOLDEN}: {len(golden)} optimizers")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,340 @@
+"""What every registered optimizer must keep, whatever its library. A new optimizer is covered once it is registered."""
+
+import copy
+import dataclasses
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evomerge.search.base import Optimizer, Problem, Proposal, Result
+from evomerge.search.catalogue import SPECS, build_optimizer
+from evomerge.terms import Gene, GeneKind
+
+REAL = tuple(Gene(f"r{i}", GeneKind.REAL, -1.0, 3.0, 0.5) for i in range(3))
+MIXED = (
+    Gene("share", low=0.0, high=2.0, initial=2.0),
+    Gene("block", GeneKind.INTEGER, 1, 5, 2),
+    Gene("flag", GeneKind.INTEGER, 0, 1, 0),
+    Gene("method", GeneKind.CATEGORY, choices=("ties", "dare", "linear"), initial=1),
+    Gene("fixed", GeneKind.CATEGORY, choices=("only",), initial=0),
+    Gene("still", low=0.3, high=0.3, initial=0.3),
+)
+WHOLE = (Gene("block", GeneKind.INTEGER, 1, 9, 2), Gene("hop", GeneKind.INTEGER, 0, 4, 4))
+CHOICES = tuple(Gene(f"c{i}", GeneKind.CATEGORY, choices=("x", "y", "z"), initial=1) for i in range(3))
+
+SMALL = {"num_initial_random": 3, "population_size": 4}
+TINY = {"num_initial_random": 2, "population_size": 2}
+EXPENSIVE = ("gp",)  # up to a second for each ask
+ROUNDS = 3
+
+
+def cases() -> list[Any]:
+    """Every optimizer on every kind of problem it says it handles."""
+    found = []
+    for name, spec in SPECS.items():
+        kinds = {"real": REAL}
+        if spec.gene_kinds == frozenset(GeneKind):
+            kinds |= {"mixed": MIXED, "whole": WHOLE, "choices": CHOICES}
+        if name in EXPENSIVE:
+            kinds = {"real": REAL}
+        found += [pytest.param(name, genes, 1, id=f"{name}-{kind}") for kind, genes in kinds.items()]
+        if spec.multi_objective and name not in EXPENSIVE:
+            found.append(pytest.param(name, REAL, 2, id=f"{name}-two_objectives"))
+    return found
+
+
+every_case = pytest.mark.parametrize(("name", "genes", "num_objectives"), cases())
+one_case_each = pytest.mark.parametrize("name", list(SPECS))
+cheap_case_each = pytest.mark.parametrize("name", [name for name in SPECS if name not in EXPENSIVE])
+Fitness = Callable[[Result], tuple[float, ...] | None]
+
+
+def make(
+    name: str, genes: tuple[Gene, ...] = REAL, num_objectives: int = 1, seed: int = 5, **settings: Any
+) -> Optimizer:
+    known = {setting.name for setting in SPECS[name].settings}
+    small = {key: value for key, value in (TINY if name in EXPENSIVE else SMALL).items() if key in known}
+    return build_optimizer(name, Problem(genes, num_objectives, seed, evaluations=10_000), small | settings)
+
+
+def score(proposal: Proposal, num_objectives: int) -> Result:
+    """Shifted spheres, rounded so that ties are common, with some failures."""
+    failed = proposal.index % 5 == 3
+    values = tuple(round(-float(np.sum((proposal.genotype - 0.9 - 0.4 * m) ** 2)), 1) for m in range(num_objectives))
+    return Result(proposal.index, proposal.genotype.copy(), None if failed else values)
+
+
+def generation(optimizer: Optimizer) -> list[Result]:
+    m = optimizer.problem.num_objectives
+    return [score(optimizer.ask(), m) for _ in range(optimizer.population_size)]
+
+
+def num_rounds(optimizer: Optimizer) -> int:
+    return 2 if optimizer.population_size == TINY["population_size"] else ROUNDS
+
+
+def run(optimizer: Optimizer) -> np.ndarray:
+    asked = []
+    for _ in range(num_rounds(optimizer)):
+        results = generation(optimizer)
+        asked += [result.genotype for result in results]
+        optimizer.tell(results)
+    return np.array(asked)
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+@every_case
+def test_asks_are_legal_and_numbered(name: str, genes: tuple[Gene, ...], num_objectives: int) -> None:
+    optimizer = make(name, genes, num_objectives)
+    assert optimizer.stop_reason() is None
+    assert optimizer.tell_size in (1, optimizer.population_size)
+    for round_number in range(num_rounds(optimizer)):
+        proposals = [optimizer.ask() for _ in range(optimizer.population_size)]
+        assert [p.index for p in proposals] == [round_number * len(proposals) + i for i in range(len(proposals))]
+        for proposal in proposals:
+            assert proposal.genotype.shape == (len(genes),)
+            assert proposal.genotype.dtype == np.float64
+            for value, gene in zip(proposal.genotype, genes):
+                high = len(gene.choices) - 1 if gene.kind is GeneKind.CATEGORY else gene.high
+                low = 0 if gene.kind is GeneKind.CATEGORY else gene.low
+                assert low <= value <= high
+                assert gene.kind is GeneKind.REAL or value == round(value)
+        optimizer.tell([score(proposal, num_objectives) for proposal in proposals])
+    assert optimizer.num_asked == num_rounds(optimizer) * optimizer.population_size
+
+
+@every_case
+def test_the_seed_decides(name: str, genes: tuple[Gene, ...], num_objectives: int) -> None:
+    first = run(make(name, genes, num_objectives, seed=5))
+    assert same_bits(first, run(make(name, genes, num_objectives, seed=5)))
+    assert not same_bits(first, run(make(name, genes, num_objectives, seed=6)))
+
+
+@every_case
+def test_replay_continues_in_the_middle_of_a_generation(
+    name: str, genes: tuple[Gene, ...], num_objectives: int
+) -> None:
+    lived, replayed = (make(name, genes, num_objectives) for _ in range(2))
+    history: list[list[Result]] = []
+    for _ in range(2):
+        history.append(generation(lived))
+        lived.tell(history[-1])
+    half = [lived.ask() for _ in range(2)]
+
+    for results in history:  # what a resume does: ask again, tell what the log says
+        for result in results:
+            assert same_bits(replayed.ask().genotype, result.genotype)
+        replayed.tell(results)
+    for proposal in half:
+        assert same_bits(replayed.ask().genotype, proposal.genotype)
+    rest = [lived.ask() for _ in range(lived.population_size - len(half))]
+    for proposal in rest:
+        assert same_bits(replayed.ask().genotype, proposal.genotype)
+    for optimizer in (lived, replayed):
+        optimizer.tell([score(proposal, num_objectives) for proposal in half + rest])
+    assert same_bits(lived.ask().genotype, replayed.ask().genotype)
+
+
+@cheap_case_each
+def test_tell_leaves_its_arguments_alone(name: str) -> None:
+    optimizer = make(name)
+    for _ in range(2):
+        results = generation(optimizer)
+        before = copy.deepcopy(results)
+        optimizer.tell(results)
+        assert [result.index for result in results] == [result.index for result in before]
+        for now, then in zip(results, before):
+            assert same_bits(now.genotype, then.genotype)
+            assert now.fitness == then.fitness
+
+
+@cheap_case_each
+def test_the_caller_may_change_what_it_was_given(name: str) -> None:
+    clean, spoiled = make(name), make(name)
+    for _ in range(2):
+        expected = generation(clean)
+        proposals = [spoiled.ask() for _ in range(spoiled.population_size)]
+        results = [score(proposal, 1) for proposal in proposals]
+        for proposal in proposals:
+            proposal.genotype[:] = 99.0
+        clean.tell(expected)
+        spoiled.tell(results)
+        for result in results:
+            result.genotype[:] = 99.0
+    assert same_bits(clean.ask().genotype, spoiled.ask().genotype)
+
+
+@cheap_case_each
+def test_results_count_in_ask_order_however_they_are_listed(name: str) -> None:
+    sorted_one, backward_one = make(name), make(name)
+    for _ in range(3):
+        for optimizer in (sorted_one, backward_one):
+            proposals = [optimizer.ask() for _ in range(optimizer.population_size)]
+            results = [Result(p.index, p.genotype, (float(p.index % 4 < 2),)) for p in proposals]  # ties
+            optimizer.tell(results if optimizer is sorted_one else results[::-1])
+    assert same_bits(sorted_one.ask().genotype, backward_one.ask().genotype)
+
+
+@one_case_each
+def test_bad_results_are_refused_and_change_nothing(name: str) -> None:
+    optimizer, control = make(name), make(name)
+    results, good = generation(optimizer), generation(control)
+    first = results[0]
+    bad = {
+        "nan": dataclasses.replace(first, fitness=(math.nan,)),
+        "infinite": dataclasses.replace(first, fitness=(-math.inf,)),
+        "two objectives": dataclasses.replace(first, fitness=(1.0, 2.0)),
+        "no objective": dataclasses.replace(first, fitness=()),
+        "unknown index": dataclasses.replace(first, index=999),
+        "negative index": dataclasses.replace(first, index=-1),
+        "wrong shape": dataclasses.replace(first, genotype=first.genotype[:-1]),
+        "NaN genotype": dataclasses.replace(first, genotype=first.genotype * math.nan),
+        "twice": results[1],
+    }
+    for label, result in bad.items():
+        with pytest.raises(ValueError, match=r"proposal|twice"):
+            optimizer.tell([result, *results[1:]])
+        assert optimizer.num_asked == len(results), label
+    with pytest.raises(ValueError, match="expected"):
+        optimizer.tell([])
+    if optimizer.tell_size > 1:
+        with pytest.raises(ValueError, match=f"expected {optimizer.tell_size} results, got {len(results) - 1}"):
+            optimizer.tell(results[1:])
+    optimizer.tell(results)
+    control.tell(good)
+    with pytest.raises(ValueError, match="was told before"):
+        optimizer.tell(results)
+    assert same_bits(optimizer.ask().genotype, control.ask().genotype)
+
+
+@every_case
+def test_generations_of_failures_are_survived(name: str, genes: tuple[Gene, ...], num_objectives: int) -> None:
+    optimizer = make(name, genes, num_objectives)
+    for _ in range(3):
+        proposals = [optimizer.ask() for _ in range(optimizer.population_size)]
+        optimizer.tell([Result(p.index, p.genotype, None) for p in proposals])
+    asked = run(optimizer)
+    assert np.all(np.isfinite(asked))
+
+
+@pytest.mark.parametrize(("genes", "num_objectives"), [(REAL, 2), (MIXED, 1)])
+@pytest.mark.parametrize("name", EXPENSIVE)
+def test_other_problems_of_the_expensive_ones(name: str, genes: tuple[Gene, ...], num_objectives: int) -> None:
+    test_asks_are_legal_and_numbered(name, genes, num_objectives)
+
+
+@cheap_case_each
+def test_equal_fitness_everywhere_is_survived(name: str) -> None:
+    optimizer = make(name)
+    for _ in range(4):
+        proposals = [optimizer.ask() for _ in range(optimizer.population_size)]
+        optimizer.tell([Result(p.index, p.genotype, (0.25,)) for p in proposals])
+    assert np.all(np.isfinite(optimizer.ask().genotype))
+
+
+def steady_state(optimizer: Optimizer, steps: int, workers: int) -> tuple[np.ndarray, list[list[int]]]:
+    """Keep workers busy, let results arrive in a scrambled order, tell whenever a batch is there."""
+    order = random.Random(3)
+    flying: list[Proposal] = []
+    arrived: list[Result] = []
+    asked, told = [], []
+    for _ in range(steps):
+        while len(flying) < workers:
+            flying.append(optimizer.ask())
+            asked.append(flying[-1].genotype.copy())
+        arrived.append(score(flying.pop(order.randrange(len(flying))), optimizer.problem.num_objectives))
+        if len(arrived) >= optimizer.tell_size:
+            batch = sorted(arrived[: optimizer.tell_size], key=lambda result: result.index)
+            del arrived[: optimizer.tell_size]
+            told.append([result.index for result in batch])
+            optimizer.tell(batch)
+    return np.array(asked), told
+
+
+@one_case_each
+def test_steady_state_takes_late_results_and_repeats_exactly(name: str) -> None:
+    steps = 4 if name in EXPENSIVE else 14
+    runs = [steady_state(make(name), steps, workers=6) for _ in range(2)]
+    assert same_bits(runs[0][0], runs[1][0])
+    assert runs[0][1] == runs[1][1]
+    assert len(runs[0][0]) == steps + 6 - 1
+
+
+@every_case
+def test_a_diverged_replay_learns_from_what_was_evaluated(
+    name: str, genes: tuple[Gene, ...], num_objectives: int
+) -> None:
+    """On other hardware the log's genotypes win over the ones drawn here."""
+    optimizers = [make(name, genes, num_objectives) for _ in range(2)]
+    middle = np.array([round(g.initial) if g.kind is not GeneKind.REAL else g.low + 0.4 * g.width for g in genes])
+    for optimizer in optimizers:
+        for _ in range(2):
+            results = [dataclasses.replace(result, genotype=middle.copy()) for result in generation(optimizer)]
+            optimizer.tell(results)
+    a, b = (run(optimizer) for optimizer in optimizers)
+    assert same_bits(a, b)
+    assert np.all(np.isfinite(a))
+
+
+@pytest.mark.parametrize("name", ["cma_es", "sep_cma", "catcma", "xnes"])
+def test_a_genotype_drawn_inside_the_box_tells_the_same_as_its_raw_draw(name: str) -> None:
+    """Equal in exact arithmetic: where nothing was mirrored, the recorded genotype carries all there is to learn."""
+    told, untold = make(name, sigma=0.05), make(name, sigma=0.05)
+    for _ in range(2):
+        results = generation(untold)
+        told_results = generation(told)
+        untold.tell(results)
+        told.tell([dataclasses.replace(r, genotype=np.nextafter(r.genotype, np.inf)) for r in told_results])
+    np.testing.assert_allclose(told.ask().genotype, untold.ask().genotype, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in SPECS if name not in ("random", "sobol")])
+def test_learns_a_shifted_sphere(name: str) -> None:
+    """Maximises: the last candidates are better than the first ones and the best is better than the start."""
+    budget = {"gp": 12, "tpe": 60}.get(name, 240)
+    settings = {"population_size": 12} if name.startswith("nsga") else {}
+    if name in ("gp", "tpe"):
+        settings = {"population_size": 1}
+    optimizer = make(name, **settings)
+    target = np.array([1.7, -0.4, 2.1])
+    values = []
+    while optimizer.num_asked < budget:
+        proposals = [optimizer.ask() for _ in range(optimizer.population_size)]
+        results = [Result(p.index, p.genotype, (-float(np.sum((p.genotype - target) ** 2)),)) for p in proposals]
+        values += [result.fitness[0] for result in results if result.fitness]
+        optimizer.tell(results)
+    start = -float(np.sum((0.5 - target) ** 2))
+    quarter = len(values) // 4
+    assert max(values) > 0.2 * start
+    assert np.median(values[-quarter:]) > np.median(values[:quarter])
+
+
+@one_case_each
+def test_global_random_states_and_thread_counts_stay(name: str) -> None:
+    if name == "gp":
+        torch = pytest.importorskip("torch")
+        torch_before = (torch.get_rng_state().numpy().tobytes(), torch.get_num_threads())
+    numpy_before, python_before = np.random.get_state()[1].tobytes(), random.getstate()  # noqa: NPY002
+    position = np.random.get_state()[2]  # noqa: NPY002
+    run(make(name))
+    assert np.random.get_state()[1].tobytes() == numpy_before  # noqa: NPY002
+    assert np.random.get_state()[2] == position  # noqa: NPY002
+    assert random.getstate() == python_before
+    if name == "gp":
+        assert (torch.get_rng_state().numpy().tobytes(), torch.get_num_threads()) == torch_before
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, spec in SPECS.items() if any(s.name == "propose_initial" for s in spec.settings)]
+)
+def test_the_initial_values_come_first_when_wanted(name: str) -> None:
+    initial = [2.0, 2.0, 0.0, 1.0, 0.0, 0.3]
+    assert make(name, MIXED).ask().genotype.tolist() == initial
+    assert make(name, MIXED, propose_initial=False).ask().genotype.tolist() != initial
