@@ -11,7 +11,7 @@ from evomerge.cli.console import stderr
 from evomerge.reports.summary_table import print_summary
 
 if TYPE_CHECKING:
-    from evomerge.experiment.run import RunResult
+    from evomerge.experiment.result import RunResult
 
 
 def finish(result: RunResult, console: Console, printed: bool) -> None:

@@ -11,7 +11,6 @@ from evomerge.experiment.recorder import RunRecorder
 from evomerge.experiment.search_loop import candidate_key
 from evomerge.experiment.summary import build_summary, write_summary
 from evomerge.recipes.recipe import Recipe
-from evomerge.reports.progress import Clock, ProgressView
 from evomerge.runtime.executor import Executor, Job
 from evomerge.search.front import non_dominated
 from evomerge.store.events import Evaluated
@@ -50,7 +49,6 @@ class Finish:
         loaded: the experiment.
         recorder: holds every outcome so far; records the new ones.
         executor: where jobs run.
-        view: what a person sees.
         stop_requested: polled.
     """
 
@@ -59,13 +57,11 @@ class Finish:
         loaded: Experiment,
         recorder: RunRecorder,
         executor: Executor,
-        view: ProgressView,
         stop_requested: Callable[[], bool],
     ) -> None:
         self.loaded = loaded
         self.recorder = recorder
         self.executor = executor
-        self.view = view
         self.stop_requested = stop_requested
         self.baselines = _baselines(loaded)
 
@@ -144,8 +140,7 @@ class Finish:
         pending = self.executor.num_pending
         if not waiting and not pending:
             return
-        clock = Clock(phase, len(waiting) + pending, self.executor.num_workers)
-        self.recorder.start_phase(clock, lambda: min(self.executor.num_pending, self.executor.num_workers))
+        self.recorder.start_phase(phase, len(waiting) + pending, self.executor)
         for job in waiting.values():
             self.executor.submit(job)
         while self.executor.num_pending:

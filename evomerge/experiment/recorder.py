@@ -12,14 +12,14 @@ from evomerge.experiment.search_loop import Progress, Scalariser, candidate_id
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.recipe_yaml import format_recipe
 from evomerge.reports.progress import Clock, ProgressView
-from evomerge.runtime.executor import Outcome
+from evomerge.runtime.executor import Executor, Outcome
 from evomerge.search.front import hypervolume, non_dominated
 from evomerge.store.event_log import EventLog
-from evomerge.store.events import Asked, Evaluated, Event, Failed, GenerationClosed, Told
+from evomerge.store.events import Asked, Evaluated, Event, Failed, GenerationClosed, RunStarted, Told
 from evomerge.store.front_file import Front, FrontEntry, write_best_recipe, write_front
 from evomerge.store.live_projection import LiveProjection
 from evomerge.store.run_dir import RunDir
-from evomerge.terms import Array, Candidate, Objective
+from evomerge.terms import Array, Candidate
 
 
 class RunRecorder:
@@ -32,8 +32,7 @@ class RunRecorder:
         progress: the search's state, read for the front.
         decode: genotype to recipe.
         scalarise: fitness ``(M,)`` to one number, for "best".
-        objectives: of every fitness.
-        reference_point: of the hypervolume, empty = none is computed.
+        started: the run's first event, with objectives and reference point.
         view: what a person sees.
     """
 
@@ -46,8 +45,7 @@ class RunRecorder:
         progress: Progress,
         decode: Callable[[Array], Recipe],
         scalarise: Scalariser,
-        objectives: tuple[Objective, ...],
-        reference_point: tuple[float, ...],
+        started: RunStarted,
         view: ProgressView,
     ) -> None:
         self.run_dir = run_dir
@@ -57,20 +55,35 @@ class RunRecorder:
         self.progress = progress
         self.decode = decode
         self.scalarise = scalarise
-        self.objectives = objectives
-        self.reference_point = reference_point
+        self.objectives = started.objectives
+        self.reference_point = started.reference_point
         self.outcomes: dict[str, Evaluated | Failed] = {}
         self.view = view
         self.clock = Clock("search", None, 1)
-        self.busy: Callable[[], int] = lambda: 0
+        self._executor: Executor | None = None
+        self._announced = 0
         self._best: int | None = None
         self._best_value = -math.inf
 
-    def start_phase(self, clock: Clock, busy: Callable[[], int]) -> None:
-        """Count the next outcomes for this phase of the run."""
-        self.clock = clock
-        self.busy = busy
-        self.view.show(clock.standing)
+    def start_phase(self, name: str, total: int | None, executor: Executor, done: int = 0) -> None:
+        """Count the next outcomes for this phase of the run.
+
+        Args:
+            name: for the progress view.
+            total: outcomes of the phase, None when only time limits it.
+            executor: where its jobs run.
+            done: outcomes of the phase that earlier sessions recorded.
+        """
+        self._executor = executor
+        self.clock = Clock(name, total, executor.num_workers, done)
+        if self._best is not None:
+            self.clock.note_best(self._best_value, f"candidate {self._best}")
+        self.view.show(self.clock.standing)
+
+    @property
+    def num_failed(self) -> int:
+        """Evaluations without a fitness."""
+        return sum(isinstance(event, Failed) for event in self.outcomes.values())
 
     def asked(self, candidates: list[Candidate]) -> None:
         """New candidates, in one durable write."""
@@ -87,7 +100,9 @@ class RunRecorder:
             self.projection.add(event, None if number is None else Asked.of(self.progress.candidates[number]))
         if number is not None and outcome.evaluation.ok:
             self._keep_best(number, outcome.evaluation.fitness)
-        standing = self.clock.count(outcome.evaluation, busy=self.busy())
+        self._announce_workers()
+        busy = 0 if self._executor is None else min(self._executor.num_pending, self._executor.num_workers)
+        standing = self.clock.count(outcome.evaluation, busy=busy)
         self.view.show(standing)
         if outcome.evaluation.failure is not None:
             failure = outcome.evaluation.failure
@@ -149,6 +164,15 @@ class RunRecorder:
         if value > self._best_value or earlier:
             self._best, self._best_value = number, value
             self.clock.note_best(value, f"candidate {number}")
+
+    def _announce_workers(self) -> None:
+        """Say once what each new worker is and what it holds in memory."""
+        reports = () if self._executor is None else self._executor.reports
+        for report in reports[self._announced :]:
+            self.view.note(f"worker {report.worker} ready in {report.start_seconds:.1f} s: {report.memory_plan}")
+            for note in report.notes:
+                self.view.note(f"worker {report.worker}: {note}")
+        self._announced = max(self._announced, len(reports))
 
     def _front_entry(self, key: int) -> FrontEntry:
         evaluation = self.progress.outcomes[key].evaluation

@@ -1,4 +1,4 @@
-"""Killed at any moment, a run goes on as if it had never stopped: nothing lost, nothing done twice, the same sequence."""
+"""Killed at any moment, a run goes on as if it had never stopped: nothing lost, nothing done twice."""
 
 import random
 import signal

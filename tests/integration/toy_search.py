@@ -76,7 +76,7 @@ def main(path: str, evaluations: int, mode: str) -> None:
         log.append(opening)
         recorder = RunRecorder(
             run_dir, log, None, progress=progress, decode=space.decode, scalarise=lambda fitness: fitness,
-            objectives=objectives, reference_point=(-10.0,), view=QuietView(),
+            started=state.started, view=QuietView(),
         )  # fmt: skip
         recorder.replayed(state.outcomes)
         loop = SearchLoop(

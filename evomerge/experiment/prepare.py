@@ -1,0 +1,98 @@
+"""What a run needs before its first candidate: objectives, a manifest, and running workers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from evomerge.engine.sources import fingerprint
+from evomerge.evaluation.documents import DocumentPlan
+from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
+from evomerge.experiment.load import Experiment
+from evomerge.runtime.build import build_executor
+from evomerge.runtime.executor import Executor, WorkerPlan
+from evomerge.runtime.resources import RuntimeSettings
+from evomerge.store.manifest import Manifest, build_manifest
+from evomerge.terms import Objective
+
+
+def find_objectives(loaded: Experiment, plan: DocumentPlan) -> tuple[Objective, ...]:
+    """The objectives of every fitness of the run, in order.
+
+    Raises:
+        UserError: a Python fitness cannot be imported.
+    """
+    settings = EvaluatorSettings(import_paths=loaded.config.import_paths)
+    return build_evaluator(loaded.fitness, plan, settings).objectives
+
+
+def reference_point_of(objectives: Sequence[Objective]) -> tuple[float, ...]:
+    """The corner from which hypervolume is measured: zero everywhere, none when a metric is to be lowered.
+
+    Metrics that are to be raised (accuracy, match, F1) start at zero; a lowered one has no natural worst value.
+    """
+    if all(objective.higher_is_better for objective in objectives):
+        return (0.0,) * len(objectives)
+    return ()
+
+
+def start_executor(loaded: Experiment, plan: DocumentPlan, population_size: int) -> Executor:
+    """Workers for an experiment; with Ray they are still being built when this returns.
+
+    Args:
+        loaded: the experiment.
+        plan: its documents.
+        population_size: jobs that are worth running at once.
+
+    Raises:
+        UserError: what the experiment asks for does not fit this machine.
+    """
+    config = loaded.config
+    runtime = config.runtime
+    settings = RuntimeSettings(
+        executor=runtime.executor, workers=runtime.workers, gpus_per_worker=runtime.gpus_per_worker,
+        threads=runtime.threads, dtype=runtime.dtype, device=runtime.device, batch_size=runtime.batch_size,
+        deadline_seconds=runtime.deadline, max_attempts=runtime.max_attempts, address=runtime.address,
+        state_memory_bytes=runtime.state_memory,
+    )  # fmt: skip
+    worker_plan = WorkerPlan(
+        base=loaded.base,
+        experts=loaded.experts,
+        fitness=tuple(item.model_dump(mode="json") for item in loaded.fitness),
+        report=tuple(item.model_dump(mode="json") for item in loaded.report),
+        documents=plan.to_json(),
+        import_paths=config.import_paths,
+    )
+    return build_executor(settings, worker_plan, max_useful=population_size)
+
+
+def describe_run(loaded: Experiment, plan: DocumentPlan) -> Manifest:
+    """The manifest of a run that would start now.
+
+    Raises:
+        UserError: a model is not there.
+    """
+    names = {**({"base": loaded.base} if loaded.base else {}), **dict(loaded.experts)}
+    models = {name: fingerprint(source) for name, source in names.items()}
+    return build_manifest(loaded.resolved, loaded.fingerprint, models, plan.to_json())
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Append evomerge's log lines, tracebacks of failed candidates included, to a file."""
+    logger = logging.getLogger("evomerge")
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+        logger.setLevel(level)
+        logger.propagate = propagate
