@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.errors import InvalidInput, Problem
+from evomerge.errors import DataNotHere, InvalidInput, Problem
 from evomerge.evaluation.fitness_yaml import DocumentSelection, FitnessConfig
 from evomerge.terms import SPLITS, SplitName, derive_seed
 
@@ -141,20 +141,23 @@ def plan_documents(configs: Sequence[FitnessConfig], import_paths: Sequence[str]
     Raises:
         InvalidInput: every problem of every fitness: unknown task, broken YAML, unknown metric or split, no documents,
             one document in two roles, a benchmark's reported split as search split.
+        DataNotHere: nothing is wrong but that a data set is not on this machine and cannot be fetched.
     """
     plans: list[FitnessPlan] = []
     notes: list[str] = []
     problems: list[Problem] = []
+    only_data_is_missing = True
     for config in configs:
         try:
             plan, remarks = _plan_one(config, import_paths)
         except InvalidInput as error:
-            problems += error.problems
+            problems += [problem for problem in error.problems if problem not in problems]
+            only_data_is_missing &= isinstance(error, DataNotHere)
             continue
         plans.append(plan)
         notes += remarks
     if problems:
-        raise InvalidInput(problems)
+        raise (DataNotHere if only_data_is_missing else InvalidInput)(problems)
     if across := _overlap_across(plans):
         raise InvalidInput(across)
     return DocumentPlan(tuple(plans), tuple(notes))

@@ -68,6 +68,11 @@ class Leaf:
     config: Mapping[str, Any]
     path: str | None
 
+    @property
+    def is_built_in(self) -> bool:
+        """Whether lm-eval ships the task: then it is a known benchmark."""
+        return self.path is not None and Path(self.path).is_relative_to(Path(lm_eval.tasks.__file__).parent)
+
 
 @dataclass(frozen=True)
 class LoadedTree:

@@ -20,7 +20,7 @@ import torch
 from lm_eval.api import metrics as lm_eval_metrics
 from lm_eval.api.task import ConfigurableTask
 
-from evomerge.errors import InvalidInput, Problem, did_you_mean
+from evomerge.errors import DataNotHere, InvalidInput, Problem, did_you_mean
 from evomerge.evaluation.documents import document_hash
 from evomerge.evaluation.fitness_yaml import FitnessConfig
 from evomerge.evaluation.lm_eval_index import Leaf, one_line
@@ -100,7 +100,8 @@ def open_task(leaf: Leaf, split: str, config: FitnessConfig) -> OpenTask:
         try:
             task = ConfigurableTask(config=merged)
         except Exception as error:  # every cause lies in the user's YAML or data
-            raise InvalidInput([_why_not_built(error, leaf, (split, fewshot_split))]) from None
+            kind = DataNotHere if _is_unreachable(error) else InvalidInput
+            raise kind([_why_not_built(error, leaf, (split, fewshot_split))]) from None
     if getattr(task, "MULTIMODAL", False):
         raise InvalidInput([Problem(where, "asks about images or sound; only text tasks can be scored")])
     if getattr(task, "UNSAFE_CODE", False) and not config.confirm_run_unsafe_code:
@@ -111,6 +112,7 @@ def open_task(leaf: Leaf, split: str, config: FitnessConfig) -> OpenTask:
             message = f"`gen_kwargs` is for tasks that generate text; {leaf.name!r} is {task.OUTPUT_TYPE}"
             raise InvalidInput([Problem(f"fitness {config.name}: gen_kwargs", message)])
         task.set_config("generation_kwargs", copy.deepcopy(config.gen_kwargs), update=True)
+    _remember_renderings(task)
     pool = list(task.sampler.fewshot_docs()) if num_fewshot else []
     return OpenTask(task, split, list(task.task_docs), num_fewshot, pool, fixed)
 
@@ -144,6 +146,11 @@ def _why_not_built(error: Exception, leaf: Leaf, splits: tuple[str, str | None])
         from lm_eval.config.task import TaskConfig
 
         return Problem(where, f"unknown key {word!r}. {did_you_mean(word, TaskConfig.__dataclass_fields__)}")
+    if _is_unreachable(error):
+        name = leaf.config.get("dataset_path") or leaf.name
+        return Problem(
+            where, f"its data set {name!r} is not on this machine and cannot be fetched now: {one_line(error)}"
+        )
     if isinstance(error, KeyError | ValueError):
         names = _dataset_splits(leaf)
         missing = [name for name in splits if name and names and name not in names]
@@ -152,6 +159,24 @@ def _why_not_built(error: Exception, leaf: Leaf, splits: tuple[str, str | None])
     if isinstance(error, IndexError):
         return Problem(where, f"split {splits[0]!r} has no documents")
     return Problem(where, f"the task cannot be built: {one_line(error)}")
+
+
+def _is_unreachable(error: BaseException | None) -> bool:
+    """Whether the cause is a data set that is neither here nor to be had now."""
+    names = (
+        "Offline",
+        "LocalEntryNotFound",
+        "DatasetNotFound",
+        "ConnectionError",
+        "ConnectError",
+        "Timeout",
+        "HubHTTP",
+    )
+    while error is not None:
+        if any(name in type(error).__name__ for name in names) or "offline" in str(error).lower():
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _dataset_splits(leaf: Leaf) -> list[str]:
@@ -257,21 +282,22 @@ def _requests(
     return sorted(made, key=lambda instance: instance.idx) if isinstance(made, list) else [made]
 
 
-def remember_documents(opened: OpenTask) -> None:
-    """Render targets and choices of each document once; lm-eval's templates are recompiled on every call."""
-    for name in ("doc_to_target", "doc_to_choice"):
-        setattr(opened.task, name, _remembering(getattr(opened.task, name)))
+def _remember_renderings(task: Any) -> None:
+    """Render texts, targets and choices of each document once; lm-eval compiles its templates anew on every call."""
+    for name in ("doc_to_text", "doc_to_target", "doc_to_choice"):
+        setattr(task, name, _remembering(getattr(task, name)))
 
 
 def _remembering(render_one: Callable[..., Any]) -> Callable[..., Any]:
-    kept: dict[int, tuple[Any, Any]] = {}  # the document is kept too, so that its id stays its own
+    kept: dict[tuple[Any, ...], tuple[Any, Any]] = {}  # the document is kept too, so that its id stays its own
 
-    def remembered(document: Any, *others: Any, **options: Any) -> Any:
-        if others or options:
-            return render_one(document, *others, **options)
-        if id(document) not in kept:
-            kept[id(document)] = (document, render_one(document))
-        return kept[id(document)][1]
+    def remembered(document: Any, *others: Any) -> Any:
+        if not all(isinstance(other, str | None) for other in others):
+            return render_one(document, *others)
+        key = (id(document), *others)
+        if key not in kept:
+            kept[key] = (document, render_one(document, *others))
+        return kept[key][1]
 
     return remembered
 

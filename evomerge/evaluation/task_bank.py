@@ -22,7 +22,6 @@ from evomerge.evaluation.lm_eval_tasks import (
     is_mean,
     lm_eval_conditions,
     open_task,
-    remember_documents,
     render,
     restrict_examples,
 )
@@ -115,7 +114,6 @@ class TaskBank:
         restrict_examples(opened, forbidden_examples(member, role))
         chat_template = self._chat_template() if self._config.apply_chat_template else None
         groups = build_instances(opened, split.indices, self._config, chat_template)
-        remember_documents(opened)
         return _Member(opened, split.ids, groups, _gold_choices(opened, groups))
 
     def _chat_template(self) -> Callable[..., str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from evomerge.errors import InvalidInput, Problem
+from evomerge.errors import DataNotHere, InvalidInput, Problem
 from evomerge.evaluation.documents import (
     FitnessPlan,
     MemberPlan,
@@ -43,6 +43,7 @@ class _Draft:
     opened: dict[tuple[str, str], OpenTask] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    only_data_is_missing: bool = True
 
     def task(self, leaf: Leaf, split: str) -> OpenTask:
         """The task on a split, built once."""
@@ -64,7 +65,7 @@ def plan_task(config: FitnessConfig) -> tuple[FitnessPlan, list[str]]:
     draft = _Draft(config)
     members = [_plan_member(draft, leaf, seeds) for leaf in loaded.leaves]
     if draft.problems:
-        raise InvalidInput(draft.problems)
+        raise (DataNotHere if draft.only_data_is_missing else InvalidInput)(draft.problems)
     if config.drop_duplicates:
         members, dropped = without_duplicates(members)
         draft.notes += [f"fitness {config.name}: {line}" for line in dropped]
@@ -95,11 +96,15 @@ def _plan_member(draft: _Draft, leaf: Leaf, seeds: dict[str, int | None]) -> Mem
         assert selection.split is not None
         if problem := _reported_split_problem(draft, leaf, role, selection.split):
             draft.problems.append(problem)
+            draft.only_data_is_missing = False
             continue
         try:
             splits[role] = _plan_split(draft, leaf, role, selection, seeds[selection.split])
         except InvalidInput as error:
             draft.problems += [problem for problem in error.problems if problem not in draft.problems]
+            draft.only_data_is_missing &= isinstance(error, DataNotHere)
+            if isinstance(error, DataNotHere):
+                break  # the other roles would wait for the same data set
     return MemberPlan(leaf.name, splits)
 
 
@@ -136,7 +141,7 @@ def _reported_split_problem(draft: _Draft, leaf: Leaf, role: SplitName, split: s
     if role == "held_out" or leaf.config.get("dataset_path") in _LOCAL_DATA:
         return None
     own = leaf.config.get("test_split") or leaf.config.get("validation_split")
-    reported = split == own and not split.startswith("train")
+    reported = split == own and leaf.is_built_in and not split.startswith("train")
     if not reported and not split.startswith("test"):
         return None
     what = f"split {split!r} is what the benchmark {leaf.name!r} reports"

@@ -106,8 +106,10 @@ CHOOSE = {
 SCORING = """
 def process_results(doc, results):
     text = results[0]
-    return {"length": len(text), "early_letters": sum(ord(c) / (i + 1) for i, c in enumerate(text)) + len(doc["answer"])}
+    letters = sum(ord(letter) / (place + 1) for place, letter in enumerate(text))
+    return {"length": len(text), "early_letters": letters + len(doc["answer"])}
 """
+SCORING_TAG = "!function scoring.process_results"
 TASKS: dict[str, dict[str, Any]] = {
     "tiny_generate": GENERATE,
     "tiny_filters": {
@@ -167,8 +169,8 @@ def task_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = {split: f"data/{split}.jsonl" for split in ("train", "validation", "test")}
     for name, task in TASKS.items():
         config = {"task": name, **BASE, "dataset_kwargs": {"data_files": files}, **task}
-        text = yaml.safe_dump(config).replace("'!function scoring.process_results'", "!function scoring.process_results")
-        (folder / f"{name}.yaml").write_text(text)
+        text = yaml.safe_dump(config)
+        (folder / f"{name}.yaml").write_text(text.replace("'!function scoring.process_results'", SCORING_TAG))
     (folder / "scoring.py").write_text(SCORING)
     group = {
         "group": "tiny_group",
