@@ -310,7 +310,7 @@ def _cause_of_death(error: Exception) -> str:
     for line in str(error).splitlines():
         _, found, detail = line.partition("Worker exit detail: ")
         if found:
-            return f"the worker process died: {detail.split('. There are')[0]}"
+            return f"the worker process died: {detail.split('. Some common causes')[0]}"
     return f"the worker process died: {_first_line(error)}"
 
 
