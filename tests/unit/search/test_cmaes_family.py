@@ -8,6 +8,7 @@ import pytest
 from evomerge.search.base import Optimizer, Problem, Result
 from evomerge.search.catalogue import build_optimizer
 from evomerge.search.cmaes_family import CmaesFamily
+from evomerge.search.gene_box import reflect
 from evomerge.terms import Array, Gene, GeneKind
 
 FAMILY = ["cma_es", "sep_cma", "catcma", "xnes"]
@@ -84,7 +85,22 @@ def test_walls_cost_one_draw_for_each_ask() -> None:
     asked = [optimizer.ask().genotype for _ in range(10)]
     assert len(drawn) == 10
     assert np.mean(np.abs(np.array(drawn) - 0.5) > 0.5) > 0.5
-    assert np.all((np.array(asked) >= 0) & (np.array(asked) <= 1))
+    np.testing.assert_allclose(asked, [reflect(raw) for raw in drawn], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_what_was_evaluated_counts_not_what_was_proposed(name: str) -> None:
+    """The distribution moves as if it had drawn the told genotypes: here, all mirrored at the centre."""
+    as_drawn, mirrored = (build(name, unit_genes(2), population_size=6) for _ in range(2))
+    for optimizer, sign in ((as_drawn, 1.0), (mirrored, -1.0)):
+        proposals = [optimizer.ask() for _ in range(6)]
+        told = [0.5 + sign * (p.genotype - 0.5) for p in proposals]
+        optimizer.tell([Result(p.index, x, (float(p.genotype[0]),)) for p, x in zip(proposals, told)])
+    centres = [
+        np.mean([optimizer.ask().genotype - 0.5 for _ in range(300)], axis=0) for optimizer in (as_drawn, mirrored)
+    ]
+    assert np.linalg.norm(centres[0]) > 0.05
+    np.testing.assert_allclose(centres[0], -centres[1], atol=0.04)
 
 
 def test_learning_rate_adaptation_follows_the_noise() -> None:
