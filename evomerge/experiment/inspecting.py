@@ -15,6 +15,7 @@ from evomerge.errors import UserError
 from evomerge.experiment.load import Experiment, load_experiment
 from evomerge.recipes.recipe import Recipe
 from evomerge.search.front import non_dominated
+from evomerge.store.dashboard import serve_dashboard
 from evomerge.store.event_log import EventLog
 from evomerge.store.events import Evaluated
 from evomerge.store.manifest import load_manifest
@@ -116,6 +117,15 @@ def project(path: str | Path, storage: str | None = None) -> int:
         return study.rebuild(opened.state)
     finally:
         study.close()
+
+
+def dashboard(path: str | Path, port: int = 8080, storage: str | None = None) -> None:
+    """Serve Optuna Dashboard for a run on the loopback address until interrupted.
+
+    Raises:
+        UserError: there is no run or no study, or the port is taken.
+    """
+    serve_dashboard(RunDir.open(path), port, storage)
 
 
 def _find(opened: OpenRun, candidate: str | int) -> CandidateRecord:
