@@ -1,1 +1,8 @@
-"""Merge methods: tensors in, one tensor out. One file per method; catalogue lists them without importing torch."""
+"""Merge methods: tensors in, one tensor out. Importing this room does not import torch.
+
+- ``base``: what a method is: ``MethodSpec``, ``MergeMethod`` with its two phases.
+- ``catalogue``: the specs of all methods, ``get_spec``, ``load_method``.
+- ``linear``, ``task_arithmetic``, ``slerp``, ``ties``, ``dare_linear``, ``dare_ties``: one method each.
+- ``elementwise``: the passes over memory they share; ``magnitude_trim`` and ``random_trim``: which entries are dropped.
+- ``inputs``: checked tensors and numbers.
+"""

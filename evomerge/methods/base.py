@@ -75,14 +75,20 @@ class MethodSpec:
 
 @dataclass(frozen=True)
 class TensorContext:
-    """What a stochastic method may derive its masks from.
+    """What a method may know of a tensor beside its values.
 
-    ``expert_keys`` are stable names of the experts (never their position), so that reordering experts changes nothing.
+    Attributes:
+        name: the tensor's name.
+        seed: seed of the merge, for stochastic methods.
+        expert_keys: stable names of the experts (never their position), so that reordering experts changes nothing.
+        reused: False promises that ``apply`` will see a single set of values, as in a merge to disk; ``prepare`` may
+            then leave out what only pays over many. The merged tensor is the same.
     """
 
     name: str
     seed: int
     expert_keys: tuple[str, ...]
+    reused: bool = True
 
 
 class MergeMethod(ABC):
@@ -122,6 +128,10 @@ class MergeMethod(ABC):
             values: every non-structural hyperparameter: a number per merge, a sequence ``(E,)`` per expert.
             out: the live parameter; must not share memory with base or experts.
         """
+
+    def is_constant(self, state: Any) -> bool:
+        """Whether every ``apply`` of this state writes the same tensor, so that all but the first can be left out."""
+        return False
 
     def state_bytes(self, state: Any) -> int:
         """Bytes the state holds beyond base and experts."""

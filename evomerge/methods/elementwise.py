@@ -1,0 +1,244 @@
+"""The fused passes over memory that every elementwise method is made of.
+
+Arithmetic is fp32 whatever the storage dtype. On a CPU the tensors are walked in chunks whose temporaries stay in the
+second-level cache; the result does not depend on the chunking, nor on the number of threads, because no operation looks
+at more than one element. Masks are applied by ``hardshrink`` and ``threshold_backward`` and signs by ``copysign``: on a
+CPU torch has vector code for these, but not for ``where`` and for comparisons that give booleans.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+SCRATCH_ELEMENTS = 1 << 19  # fp32 temporaries of one thread (2 MiB): larger leaves the caches, smaller pays in dispatch
+DEVICE_CHUNK = 1 << 24  # elements per pass on an accelerator: bounds the temporaries, long enough to hide launches
+
+_local = threading.local()
+
+
+class Trim(Protocol):
+    """Drops entries of one task vector."""
+
+    def __call__(self, delta: Tensor, start: int, scratch: Tensor) -> None:
+        """Zero the dropped entries of ``delta`` in place.
+
+        Args:
+            delta: fp32 ``(c,)``, elements ``start`` to ``start + c`` of the flat task vector.
+            start: flat index of the first element.
+            scratch: fp32 ``(c,)`` to write on.
+        """
+
+
+@dataclass(frozen=True)
+class Term:
+    """One expert's part of a merged task vector.
+
+    Attributes:
+        expert: flat ``(n,)``.
+        weight: what multiplies the trimmed task vector: coefficient times rescaling, not 0.
+        share: what the expert counts in a normalisation: its coefficient, not 0.
+        trim: drops entries; None keeps all.
+    """
+
+    expert: Tensor
+    weight: float
+    share: float
+    trim: Trim | None = None
+
+
+@torch.no_grad()
+def weighted_sum(out: Tensor, sources: Sequence[Tensor], weights: Sequence[float]) -> None:
+    """Write ``Σ weights[i] · sources[i]``.
+
+    Args:
+        out: any float dtype; must not share memory with the sources.
+        sources: flat tensors ``(n,)``, any float dtypes.
+        weights: one number for each source; sources of weight 0 are not read.
+    """
+    terms = [(source, weight) for source, weight in zip(sources, weights, strict=True) if weight != 0.0]
+    if not terms:
+        out.zero_()
+        return
+    for _, target, (sum_, loaded), pieces in _chunks(out, [source for source, _ in terms], 2, 4):
+        if target.dtype == torch.float32:
+            sum_ = target
+        for index, ((_, weight), piece) in enumerate(zip(terms, pieces, strict=True)):
+            if index == 0:
+                torch.mul(_as_float32(piece, sum_), weight, out=sum_)
+            else:
+                sum_.add_(_as_float32(piece, loaded), alpha=weight)
+        if sum_ is not target:
+            target.copy_(sum_)
+
+
+@torch.no_grad()
+def add_deltas(out: Tensor, base: Tensor, terms: Sequence[Term], scale: float) -> None:
+    """Write ``base + scale · Σ weight · trim(expert - base)``.
+
+    Args:
+        out: any float dtype; must not share memory with base or experts.
+        base: flat ``(n,)``.
+        terms: the experts' parts.
+        scale: λ, divided by whatever normalises the sum.
+    """
+    if not terms or scale == 0.0:
+        out.copy_(base.view(out.shape))
+        return
+    terms, ratios, largest = _relative(terms)
+    sources = [base, *(term.expert for term in terms)]
+    for start, target, (origin, sum_, delta, scratch), (first, *pieces) in _chunks(out, sources, 4, 4):
+        origin = _as_float32(first, origin)
+        for index, (term, piece) in enumerate(zip(terms, pieces, strict=True)):
+            _load_delta(delta if index else sum_, origin, piece, term, start, scratch)
+            if index:
+                sum_.add_(delta, alpha=ratios[index])
+        _store(target, origin, sum_, scale * largest)
+
+
+@torch.no_grad()
+def add_elected_deltas(out: Tensor, base: Tensor, terms: Sequence[Term], scale: float, normalize: bool) -> None:
+    """Write ``base + scale · disjoint merge of weight · trim(expert - base)`` (TIES).
+
+    Per element the sign of ``S = Σ v`` of the weighted trimmed task vectors ``v`` is elected (0 counts as plus), and
+    the ``v`` of that sign are summed; ``normalize`` divides by the sum of their shares (by 1 where that is 0).
+
+    Args:
+        out: any float dtype; must not share memory with base or experts.
+        base: flat ``(n,)``.
+        terms: the experts' parts.
+        scale: λ.
+        normalize: divide by the agreeing shares.
+    """
+    if len(terms) == 1:  # nobody to disagree with
+        add_deltas(out, base, terms, scale / terms[0].share if normalize else scale)
+    elif not terms or scale == 0.0:
+        out.copy_(base.view(out.shape))
+    elif normalize:
+        _add_elected_mean(out, base, terms, scale)
+    else:
+        _add_elected_sum(out, base, terms, scale)
+
+
+def _add_elected_sum(out: Tensor, base: Tensor, terms: Sequence[Term], scale: float) -> None:
+    # With A = Σ |v|, the positive parts sum to (A + S) / 2 and the negative ones to (S - A) / 2, so the elected sum is
+    # (S + copysign(A, S)) / 2: two running sums instead of a mask for each expert.
+    terms, ratios, largest = _relative(terms)
+    sources = [base, *(term.expert for term in terms)]
+    for start, target, (origin, sum_, absolute, delta, scratch), (first, *pieces) in _chunks(out, sources, 5, 4):
+        origin = _as_float32(first, origin)
+        for index, (term, piece) in enumerate(zip(terms, pieces, strict=True)):
+            _load_delta(delta if index else sum_, origin, piece, term, start, scratch)
+            if index:
+                sum_.add_(delta, alpha=ratios[index])
+                absolute.add_(delta.abs_(), alpha=ratios[index])
+            else:
+                torch.abs(sum_, out=absolute)
+        _store(target, origin, sum_.add_(absolute.copysign_(sum_)), 0.5 * scale * largest)
+
+
+def _add_elected_mean(out: Tensor, base: Tensor, terms: Sequence[Term], scale: float) -> None:
+    terms, ratios, largest = _relative(terms)
+    shares = [term.share for term in terms]
+    sources = [base, *(term.expert for term in terms)]
+    count = len(terms) + 6
+    for start, target, buffers, (first, *pieces) in _chunks(out, sources, count, count):
+        origin, sum_, sign, numerator, divisor, agrees, *deltas = buffers
+        origin = _as_float32(first, origin)
+        for term, piece, delta in zip(terms, pieces, deltas, strict=True):
+            _load_delta(delta, origin, piece, term, start, agrees)
+        torch.add(deltas[0], deltas[1], alpha=ratios[1], out=sum_)
+        for delta, ratio in zip(deltas[2:], ratios[2:], strict=True):
+            sum_.add_(delta, alpha=ratio)
+        torch.copysign(divisor.fill_(1.0), sum_, out=sign)
+        for index, delta in enumerate(deltas):
+            torch.eq(torch.sign(delta, out=agrees), sign, out=agrees)
+            if index:
+                numerator.addcmul_(delta, agrees, value=ratios[index])
+                divisor.add_(agrees, alpha=shares[index])
+            else:
+                torch.mul(delta, agrees, out=numerator)
+                torch.mul(agrees, shares[0], out=divisor)
+        if min(shares) > 0.0:
+            divisor.clamp_min_(0.5 * min(shares))  # less only where nobody agrees, and there the numerator is 0
+        else:
+            divisor.add_(torch.eq(divisor, 0.0, out=agrees))
+        _store(target, origin, numerator.div_(divisor), scale * largest)
+
+
+def _relative(terms: Sequence[Term]) -> tuple[list[Term], list[float], float]:
+    """Terms by falling ``|weight|``, their ``|weight|`` relative to the largest, and the largest.
+
+    The first needs no multiplication then, and the order of summation does not depend on the order of the experts.
+    """
+    ordered = sorted(terms, key=lambda term: -abs(term.weight))
+    largest = abs(ordered[0].weight)
+    return ordered, [abs(term.weight) / largest for term in ordered], largest
+
+
+def _load_delta(delta: Tensor, origin: Tensor, piece: Tensor, term: Term, start: int, scratch: Tensor) -> None:
+    """Fill ``delta`` with the trimmed task vector, negated for a negative weight so that ``|weight|`` multiplies it."""
+    loaded = _as_float32(piece, delta)
+    if term.weight > 0.0:
+        torch.sub(loaded, origin, out=delta)
+    else:
+        torch.sub(origin, loaded, out=delta)
+    if term.trim is not None:
+        term.trim(delta, start, scratch)
+
+
+def _store(target: Tensor, origin: Tensor, delta: Tensor, scale: float) -> None:
+    if target.dtype == torch.float32:
+        torch.add(origin, delta, alpha=scale, out=target)
+    else:
+        target.copy_(torch.add(origin, delta, alpha=scale, out=delta))
+
+
+def _as_float32(piece: Tensor, buffer: Tensor) -> Tensor:
+    return piece if piece.dtype == torch.float32 else buffer.copy_(piece)
+
+
+def _chunks(
+    out: Tensor, sources: Sequence[Tensor], num_buffers: int, num_hot: int
+) -> Iterator[tuple[int, Tensor, list[Tensor], list[Tensor]]]:
+    """Walk ``out`` and the sources together: (start, piece of out, fp32 buffers, pieces of the sources).
+
+    ``num_hot`` is how many of the buffers should fit into the cache together.
+    """
+    whole = out if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
+    size = _chunk_size(out, num_hot)
+    buffers = _buffers(num_buffers, min(size, out.numel()), out.device)
+    start = 0
+    for target, *pieces in zip(*(split(tensor, size) for tensor in (whole.view(-1), *sources)), strict=True):
+        length = len(target)
+        yield start, target, [buffer[:length] for buffer in buffers] if length < len(buffers[0]) else buffers, pieces
+        start += length
+    if whole is not out:
+        out.copy_(whole)
+
+
+def split(tensor: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Views of ``size`` elements each, the last one shorter, at least one."""
+    return tensor.tensor_split(tuple(range(size, len(tensor), size)))
+
+
+def _chunk_size(out: Tensor, num_hot: int) -> int:
+    if out.device.type != "cpu":
+        return DEVICE_CHUNK
+    # torch splits each pass over its threads in the same way, so every thread finds its part in its own cache.
+    return SCRATCH_ELEMENTS // num_hot // 1024 * 1024 * torch.get_num_threads()
+
+
+def _buffers(count: int, size: int, device: torch.device) -> list[Tensor]:
+    if device.type != "cpu":
+        return list(torch.empty(count, size, dtype=torch.float32, device=device))
+    kept: list[Tensor] = getattr(_local, "buffers", [])
+    if len(kept) < count or len(kept[0]) < size:
+        longest = max([size, *map(len, kept[:1])])
+        kept = _local.buffers = [torch.empty(longest, dtype=torch.float32) for _ in range(max(count, len(kept)))]
+    return [buffer[:size] for buffer in kept[:count]]
