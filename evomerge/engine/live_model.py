@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from functools import cached_property
 from typing import Any
 
@@ -65,7 +65,7 @@ class LiveModel:
         cap = _default_state_bytes(self.device) if state_memory_bytes is None else state_memory_bytes
         self._merger = TensorMerger(self.models, self.device, cap)
         self._scratch: dict[torch.dtype, Tensor] = {}
-        self._holds: dict[str, tuple[Source, torch.dtype]] = {}  # parameters that are a source's tensor verbatim
+        self._holds: dict[str, Hashable] = {}  # parameters whose content no candidate of the same models changes
         if self.models.get(self.reference).adapter is not None or not self._loaded_as_tied:
             self.apply(Recipe(self.reference))
 
@@ -152,7 +152,7 @@ class LiveModel:
         return time.perf_counter() - started
 
     def _write(self, slot: Slot, pending: PendingTensor, output: torch.dtype) -> list[tuple[str, Tensor]]:
-        held = None if pending.same_as is None else (pending.same_as, output)
+        held = None if pending.constant is None else (pending.constant, output)
         if held is not None and self._holds.get(slot.name) == held:
             return []
         self._holds.pop(slot.name, None)

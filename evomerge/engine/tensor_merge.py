@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +33,10 @@ Values = Mapping[str, Value | Sequence[float]]
 
 @dataclass
 class _Prepared:
-    """What ``prepare`` gave for one tensor: a state, or the base itself where no expert differs from it."""
+    """What ``prepare`` gave for one tensor; a constant one's state is made again in the rare case it is needed."""
 
     state: Any
-    same_as: Node | None
+    is_constant: bool
     num_bytes: int
     last_used: int
 
@@ -85,15 +85,16 @@ class PendingTensor:
     """A tensor whose inputs are prepared and which is about to be written.
 
     Attributes:
-        same_as: the source whose tensor the result is, bit for bit; None when it has to be computed.
+        slot: which tensor.
+        constant: names the result where no hyperparameter can change it (a source alone, experts that all equal the
+            base); None otherwise. Equal names stand for equal bits.
     """
 
     slot: Slot
-    same_as: Source | None
-    _node: Node
-    _plan: MergePlan | None = None
-    _state: Any = None
-    _values: Values | None = None
+    constant: Hashable | None
+    node: Node
+    state: Any = None
+    values: Values | None = None
 
 
 class TensorMerger:
@@ -114,6 +115,7 @@ class TensorMerger:
         self.prepare_seconds = 0.0
         self.not_kept: set[str] = set()
         self._kept: dict[Any, _Prepared] = {}
+        self._too_large: set[Any] = set()
         self._candidate = 0
         self._plans: dict[int, MergePlan] = {}  # by id of the node, which its plan keeps alive
         self._key_numbers: dict[Any, int] = {}
@@ -136,28 +138,35 @@ class TensorMerger:
             MergeFailed: hyperparameters are not finite.
         """
         if isinstance(node, Source):
-            return PendingTensor(slot, node, node)
+            return PendingTensor(slot, ("source", node), node)
         plan = self._plans[id(node)]
         structural, values = plan.values(slot)
         # Hashing whole nodes for every tensor would cost more than merging small ones.
         key = (plan.key_number, tuple(structural.items()), slot.name)
         prepared = self._kept.get(key)
         if prepared is None:
-            prepared = self._prepare(plan, structural, slot)
+            prepared = self._prepare(plan, structural, slot, reused=key not in self._too_large)
             self._keep(key, prepared, slot)
         prepared.last_used = self._candidate
-        if prepared.same_as is not None:
-            return self.pending(prepared.same_as, slot)
-        return PendingTensor(slot, None, node, plan, prepared.state, values)
+        return PendingTensor(slot, ("merge", key) if prepared.is_constant else None, node, prepared.state, values)
 
     def write(self, pending: PendingTensor, out: Tensor) -> None:
-        """Write the tensor into ``out`` in place, rounded once to its dtype."""
-        if pending.same_as is not None:
-            out.copy_(self.models.get(pending.same_as).tensor(pending.slot.name))
+        """Write the tensor into ``out`` in place, rounded once to its dtype.
+
+        Raises:
+            UserError: values the method does not take, for example a density of 0.
+        """
+        if isinstance(pending.node, Source):
+            out.copy_(self.models.get(pending.node).tensor(pending.slot.name))
             return
-        assert pending._plan is not None
-        assert pending._values is not None
-        pending._plan.method.apply(pending._state, pending._values, out)
+        plan, state = self._plans[id(pending.node)], pending.state
+        if state is None:
+            state = self._state(plan, plan.values(pending.slot)[0], pending.slot, reused=False)
+        assert pending.values is not None
+        try:
+            plan.method.apply(state, pending.values, out)
+        except ValueError as error:
+            raise UserError(f"recipe: {pending.node.method}, tensor {pending.slot.name}: {error}") from error
 
     def _add_plans(self, node: Node) -> None:
         if isinstance(node, Source):
@@ -172,21 +181,22 @@ class TensorMerger:
         for child in plan.inputs:
             self._add_plans(child)
 
-    def _prepare(self, plan: MergePlan, structural: dict[str, Value], slot: Slot) -> _Prepared:
+    def _prepare(self, plan: MergePlan, structural: dict[str, Value], slot: Slot, reused: bool) -> _Prepared:
         started = time.perf_counter()
+        state = self._state(plan, structural, slot, reused)
+        num_bytes = plan.method.state_bytes(state) + self._input_bytes(plan, slot)
+        is_constant = plan.method.is_constant(state)
+        if is_constant and num_bytes:
+            state, num_bytes = None, 0
+        self.prepare_seconds += time.perf_counter() - started
+        return _Prepared(state, is_constant, num_bytes, self._candidate)
+
+    def _state(self, plan: MergePlan, structural: dict[str, Value], slot: Slot, reused: bool) -> Any:
         node = plan.node
         base = None if node.base is None else self._input(node.base, slot)
         experts = [self._input(source, slot) for source in plan.experts]
-        if plan.spec.needs_base and base is not None and all(_equal(base, expert) for expert in experts):
-            # Every task vector is zero, so the result is the base whatever the coefficients (frozen embeddings).
-            prepared = _Prepared(None, node.base, 0, self._candidate)
-        else:
-            context = TensorContext(slot.name, node.seed, plan.expert_keys)
-            state = plan.method.prepare(base, experts, structural, context)
-            num_bytes = plan.method.state_bytes(state) + self._input_bytes(plan, slot)
-            prepared = _Prepared(state, None, num_bytes, self._candidate)
-        self.prepare_seconds += time.perf_counter() - started
-        return prepared
+        context = TensorContext(slot.name, node.seed, plan.expert_keys, reused and self.state_memory_bytes > 0)
+        return plan.method.prepare(base, experts, structural, context)
 
     def _input(self, node: Node, slot: Slot) -> Tensor:
         if isinstance(node, Source):
@@ -213,6 +223,7 @@ class TensorMerger:
             self._forget_unused()
         if self.state_bytes + prepared.num_bytes > self.state_memory_bytes:
             self.not_kept.add(slot.name)
+            self._too_large.add(key)
             return
         self._kept[key] = prepared
         self.state_bytes += prepared.num_bytes
@@ -222,6 +233,7 @@ class TensorMerger:
             if prepared.last_used < self._candidate - KEEP_FOR_CANDIDATES:
                 self.state_bytes -= prepared.num_bytes
                 del self._kept[key]
+                self._too_large.clear()
 
 
 class OutputDtype:
@@ -272,14 +284,3 @@ def _check_models(node: Merge, spec: MethodSpec) -> None:
         problems.append(Problem(where, f"expected {wanted}{' or more' if not upper else ''} experts, got {count}"))
     if problems:
         raise InvalidInput(problems)
-
-
-def _equal(first: Tensor, second: Tensor) -> bool:
-    if first.shape != second.shape:
-        return False
-    # A few entries tell most tensors apart without reading them whole.
-    step = max(1, first.numel() // 64)
-    some = first.flatten()[::step], second.flatten()[::step]
-    if not torch.equal(some[0].float(), some[1].float()):
-        return False
-    return torch.equal(first, second) if first.dtype == second.dtype else bool((first == second).all())

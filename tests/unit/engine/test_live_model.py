@@ -192,6 +192,9 @@ def test_too_few_models_and_missing_base_are_refused(live: LiveModel, family: Fa
         live.apply(Recipe(Merge("slerp", family.experts), tokenizer=family.base))
     with pytest.raises(UserError):
         live.apply(Recipe(Merge("tise", family.experts, family.base)))
+    density = (("density", (Rule(0.0),)),)
+    with pytest.raises(UserError, match=r"recipe: ties, tensor .*: density must be in \(0, 1\]"):
+        live.apply(Recipe(Merge("ties", family.experts, family.base, density)))
     with pytest.raises(UserError, match="float8"):
         live.apply(Recipe(family.base, dtype="float8"))
 
