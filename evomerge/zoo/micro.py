@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from evomerge.zoo.catalogue import zoo_dir
-from evomerge.zoo.micro_lessons import DIGITS, LETTERS, PROMPTS, SKILLS, training_questions
+from evomerge.zoo.micro_lessons import DIGITS, LETTERS, PROMPTS, training_questions
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
 CHARACTERS = "\n" + DIGITS + LETTERS + "+=><: "
@@ -152,5 +152,3 @@ def _batch(rng: random.Random, mixture: dict[str, float], ids: dict[str, int]) -
         tokens[row, :end] = torch.tensor([ids[character] for character in prompt + answer])
         learned[row, len(prompt) : end] = True
     return tokens, learned
-
-

@@ -51,7 +51,10 @@ class Story(NamedTuple):
     kind: str
 
 
-NAMES = "Tom Anna Ben Sara Leo Mia Max Eva Hugo Nina Paul Lisa Ivan Rosa Omar Julia Lucas Clara".split()
+NAMES = [
+    "Tom", "Anna", "Ben", "Sara", "Leo", "Mia", "Max", "Eva", "Hugo",
+    "Nina", "Paul", "Lisa", "Ivan", "Rosa", "Omar", "Julia", "Lucas", "Clara",
+]  # fmt: skip
 ITEMS = [
     Noun("apples", "manzanas", "f"),
     Noun("books", "libros", "m"),
