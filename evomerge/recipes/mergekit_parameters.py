@@ -121,9 +121,9 @@ class ParameterReader:
 
     def _check_given(self, name: str, rules: list[Rule], item: Slice, experts: Mapping[str, Source]) -> None:
         key = f"{item.key}.parameters.{name}".lstrip(".")
-        if not rules:
+        if not experts and not rules:
             self._reader.add(key, f"missing; {self._spec.name} needs it")
-        for expert, source in experts.items() if rules else ():
+        for expert, source in experts.items():
             if not any(rule.expert in (None, expert) for rule in rules):
                 self._reader.add(key, f"missing for {source}; {self._spec.name} needs it")
 

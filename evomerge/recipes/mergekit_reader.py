@@ -49,7 +49,10 @@ class MergekitReader:
             return None
         top = self._mapping(entries.get("parameters"), "parameters")
         experts, recipe_base = self._models(DIALECT[method], spec, slices, base, top)
-        extension = self._extension(entries.get("evomerge"), len(experts))
+        extension = self._mapping(entries.get("evomerge"), "evomerge")
+        if DIALECT[method].base_is_first and recipe_base is not None and len(extension.get("experts") or ()) == 2:
+            experts, recipe_base = [recipe_base, *experts], None
+        extension = self._extension(extension, len(experts))
         names = extension.get("experts") or _names(experts)
         parameters = ParameterReader(self, spec, DIALECT[method], slices, top).rules(experts, names)
         tokenizer = self._tokenizer(entries, base)
@@ -206,15 +209,15 @@ class MergekitReader:
         if spec.needs_base:
             return [source for source in listed if source != base], base
         if base is not None and dialect.base_is_first:
-            return [base, *(source for source in listed if source != base)], None
+            return [source for source in listed if source != base], base
         # mergekit appends an unlisted base to the models; without a weight it does not count.
         if base is not None and base not in listed and top.get("weight") is not None:
             return [*listed, base], None
         return listed, None
 
-    def _extension(self, value: Any, num_experts: int) -> Mapping[str, Any]:
+    def _extension(self, given: Mapping[str, Any], num_experts: int) -> Mapping[str, Any]:
         """What mergekit's dialect has no place for: seed and names of the experts; mergekit ignores the key."""
-        entries = dict(self._mapping(value, "evomerge"))
+        entries = dict(given)
         self.check_keys(entries, ("seed", "experts"), "evomerge")
         seed, names = entries.get("seed", 0), entries.get("experts")
         if type(seed) is not int or not 0 <= seed < 2**63:

@@ -135,8 +135,9 @@ class _Writer:
         return "\n".join(lines) + "\n"
 
     def _base(self) -> Source | None:
-        node = self._merge.experts[0][1] if self._dialect.base_is_first and not self._spec.needs_base else None
-        node = node or (self._merge.base if self._spec.needs_base else None)
+        node = self._merge.base if self._spec.needs_base or self._dialect.base_is_first else None
+        if node is None and self._dialect.base_is_first:
+            node = self._merge.experts[0][1]
         assert node is None or isinstance(node, Source)
         return node
 
@@ -144,6 +145,7 @@ class _Writer:
         self, parts: list[_Part], per_expert: list[tuple[str, Hyperparameter]], by_part: list[dict[str, Any]]
     ) -> list[str]:
         lines = ["models:" if len(parts) == 1 else "slices:"]
+        base = self._base()
         for part, entries in zip(parts, by_part):
             span = {} if len(parts) == 1 else {"layer_range": [part.start, part.end]}
             sources: list[dict[str, Any]] = []
@@ -154,8 +156,8 @@ class _Writer:
             if len(parts) == 1:
                 lines += [f"  - {format_flow(source)}" for source in sources]
                 continue
-            if self._spec.needs_base and isinstance(self._merge.base, Source):
-                sources.append({"model": _reference(self._merge.base), **span})
+            if base is not None and base not in [source for _, source in self._merge.experts]:
+                sources.append({"model": _reference(base), **span})
             lines += ["  - sources:", *(f"      - {format_flow(source)}" for source in sources)]
             if entries:
                 lines.append(f"    parameters: {format_flow(entries)}")

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 Scalar = float | int | bool | str
@@ -138,7 +138,7 @@ def canonical(thing: Any) -> Any:
     """JSON-ready form in which equal recipes are equal: tagged nodes, default fields left out, no negative zeros."""
     if isinstance(thing, Recipe | Merge | Source | Rule):
         entries: dict[str, Any] = {"is": type(thing).__name__}
-        for name, default in _defaults(type(thing)).items():
+        for name, default in _DEFAULTS[type(thing)].items():
             value = getattr(thing, name)
             if value != default or type(value) is not type(default):
                 entries[name] = canonical(value)
@@ -150,10 +150,12 @@ def canonical(thing: Any) -> Any:
     return thing
 
 
-@cache
 def _defaults(cls: type[Any]) -> dict[str, Any]:
     missing = object()
     return {
         entry.name: missing if entry.default is dataclasses.MISSING else entry.default
         for entry in dataclasses.fields(cls)
     }
+
+
+_DEFAULTS: dict[type[Any], dict[str, Any]] = {cls: _defaults(cls) for cls in (Recipe, Merge, Source, Rule)}

@@ -42,7 +42,7 @@ def resolve_values(
 
 
 def knot_value(knots: tuple[float, ...], index: int | None, length: int) -> float:
-    """A gradient's value at one block, exactly as mergekit has it.
+    """A gradient's value at one block, as mergekit has it.
 
     At fraction ``t = index / (length - 1)`` (1 when there is a single block, 0 outside the blocks) the value is taken
     at ``x = t * (number of knots - 1)``, linearly between neighbouring knots.
@@ -58,7 +58,7 @@ def knot_value(knots: tuple[float, ...], index: int | None, length: int) -> floa
     if low >= len(knots) - 1:
         return float(knots[-1])
     share = x - low
-    return (1 - share) * knots[low] + share * knots[low + 1]
+    return float(knots[low] + share * (knots[low + 1] - knots[low]))  # exact where both are equal
 
 
 class _Identity:
@@ -98,9 +98,7 @@ class CompiledMerge:
         self._constant = {
             parameter.name: self._over_experts(parameter, list(merge.rules(parameter.name)), "", None)
             for parameter in self._spec.hyperparameters
-            if all(rule == Rule(rule.value, expert=rule.expert) for rule in merge.rules(parameter.name))
-            and not any(isinstance(rule.value, tuple) for rule in merge.rules(parameter.name))
-            and (parameter.default is not None or merge.rules(parameter.name))
+            if self._is_constant(parameter)
         }
         self._cache: dict[tuple[int | None, str, str], Mapping[str, Resolved]] = {}
 
@@ -111,6 +109,14 @@ class CompiledMerge:
         if values is None:
             values = self._cache[key] = self._resolve(tensor_name, block, component)
         return values
+
+    def _is_constant(self, parameter: Hyperparameter) -> bool:
+        """Whether a hyperparameter is the same for all tensors, so that it is resolved once."""
+        rules = self._merge.rules(parameter.name)
+        if any(isinstance(rule.value, tuple) or rule != Rule(rule.value, expert=rule.expert) for rule in rules):
+            return False
+        given = {rule.expert for rule in rules}
+        return parameter.default is not None or None in given or given.issuperset(self._names)
 
     def _sorted(self, name: str, rules: tuple[Rule, ...]) -> list[list[Rule]]:
         """Rules that can match each block in order, and last those for tensors outside the blocks."""

@@ -26,6 +26,11 @@ def recipe_problems(recipe: Recipe, where: str = "") -> list[Problem]:
     return [Problem(prefix + key if key else where, message) for key, message in _recipe(recipe)]
 
 
+def is_pairwise(spec: MethodSpec) -> bool:
+    """Whether a method merges exactly two models, of which a base would be the first."""
+    return spec.max_experts == 2 and not spec.needs_base
+
+
 def value_problem(parameter: Hyperparameter, value: Scalar | tuple[float, ...]) -> str | None:
     """Why a value does not suit a hyperparameter, None when it does."""
     if isinstance(value, tuple):
@@ -33,8 +38,7 @@ def value_problem(parameter: Hyperparameter, value: Scalar | tuple[float, ...]) 
             return f"{parameter.name} is a {parameter.kind} and takes no gradient, got {list(value)}"
         if len(value) < 2:
             return "a gradient needs two numbers or more"
-        bad = [knot for knot in value if not _finite(knot)]
-        return f"a gradient is a list of finite numbers, got {bad[0]!r}" if bad else None
+        return next(filter(None, (value_problem(parameter, knot) for knot in value)), None)
     if parameter.kind == "bool":
         return None if isinstance(value, bool) else f"expected true or false, got {value!r}"
     if parameter.kind == "choice":
@@ -45,6 +49,8 @@ def value_problem(parameter: Hyperparameter, value: Scalar | tuple[float, ...]) 
         return f"expected a finite number, got {value!r}"
     if parameter.kind == "int" and not isinstance(value, int):
         return f"expected a whole number, got {value!r}"
+    if parameter.name == "density" and not (isinstance(value, int | float) and 0 < value <= 1):
+        return f"expected a number above 0, at most 1, got {value!r}"
     return None
 
 
@@ -117,6 +123,8 @@ def _models(merge: Merge, spec: MethodSpec, prefix: str) -> Iterator[tuple[str, 
         yield f"{prefix}experts", f"{spec.name} takes at most {spec.max_experts}, got {count}"
     if spec.needs_base and merge.base is None:
         yield f"{prefix}base", f"missing; {spec.name} needs the base model that the experts come from"
+    if is_pairwise(spec) and count + (merge.base is not None) != 2:
+        yield f"{prefix}experts", f"{spec.name} merges two models: a base and one expert, or two experts without a base"
 
 
 def _rule(rule: Rule, parameter: Hyperparameter, merge: Merge) -> Iterator[str]:

@@ -133,23 +133,28 @@ class Grid:
     def values(self, rules: Sequence[Rule], expert: str | None) -> list[Scalar | None]:
         """The values of one expert in the cells, read from rules; None where no rule says anything."""
         found: list[Scalar | None] = []
+        rules = [
+            rule
+            for rule in rules
+            if rule.contains is None and (rule.expert is None or expert is None or rule.expert == expert)
+        ]
         for group in range(self.num_groups):
             for component in self.components:
-                found.append(self._value(rules, expert, group, component.match or CATCH_ALL))
+                found.append(self._value(rules, group, component.match or CATCH_ALL))
         for component in self.own:
-            rule = next((rule for rule in rules if _reaches(rule, expert, None, component.match)), None)
+            rule = next((rule for rule in rules if _reaches(rule, None, component.match)), None)
             value = None if rule is None else rule.value
             found.append(value[0] if isinstance(value, tuple) else value)
         return found
 
-    def _value(self, rules: Sequence[Rule], expert: str | None, group: int, match: str) -> Scalar | None:
+    def _value(self, rules: Sequence[Rule], group: int, match: str) -> Scalar | None:
         block: float
         if self.smooth and self.num_groups > 1:
             block = group * (self.num_blocks - 1) / (self.num_groups - 1)
         else:
             start, end = self.blocks[group] if self.blocks else (0, self.num_blocks)
             block = (start + max(start, end - 1)) // 2
-        rule = next((rule for rule in rules if _reaches(rule, expert, int(block), match)), None)
+        rule = next((rule for rule in rules if _reaches(rule, int(block), match)), None)
         if rule is None:
             return None
         if not isinstance(rule.value, tuple):
@@ -177,10 +182,8 @@ class _Matcher:
         return Rule(value, self.blocks, self.component, expert, outside_blocks=self.outside)
 
 
-def _reaches(rule: Rule, expert: str | None, block: int | None, match: str | None) -> bool:
-    """Whether a rule is the one for an expert, a block (None = outside) and a component, as far as names allow."""
-    if rule.contains is not None or (rule.expert is not None and expert is not None and rule.expert != expert):
-        return False
+def _reaches(rule: Rule, block: int | None, match: str | None) -> bool:
+    """Whether a rule is one for a block (None = outside) and a component, as far as names allow."""
     if rule.component is not None and rule.component != match:
         return False
     if block is None:

@@ -17,6 +17,7 @@ from evomerge.errors import InvalidInput, Problem, UserError
 from evomerge.methods.base import Hyperparameter, MethodSpec
 from evomerge.recipes.recipe import Merge, Recipe, Rule, Scalar
 from evomerge.recipes.recipe_yaml import load_recipe
+from evomerge.recipes.validate import is_pairwise
 from evomerge.spaces.groups import OUTSIDE, Grid, component_groups, equal_block_groups
 from evomerge.spaces.parameter_space_config import (
     ParameterSpaceConfig,
@@ -198,13 +199,18 @@ class ParameterSpace:
         merge = Merge(
             method=spec.name,
             experts=models.experts,
-            base=models.base if spec.needs_base else None,
+            base=models.base if _takes_base(spec, models) else None,
             parameters=tuple(sorted(rules.items())),
             seed=models.seed if spec.stochastic else 0,
         )
         dtype = None if models.dtype in (None, "auto") else models.dtype
         # A method without base still takes tokenizer and configuration from the base.
-        return Recipe(merge, dtype, None if spec.needs_base else models.base)
+        return Recipe(merge, dtype, None if merge.base is not None else models.base)
+
+
+def _takes_base(spec: MethodSpec, models: SpaceModels) -> bool:
+    """Whether the base is merged: where the method needs it, and as first of two models beside a single expert."""
+    return spec.needs_base or (is_pairwise(spec) and len(models.experts) == 1)
 
 
 def _has(spec: MethodSpec, name: str) -> bool:
@@ -294,7 +300,7 @@ def _model_problems(
             yield "method", f"{spec.name} needs at least {spec.min_experts} experts, the experiment has {count}"
         if spec.max_experts is not None and count > spec.max_experts:
             yield "method", f"{spec.name} takes at most {spec.max_experts} experts, the experiment has {count}"
-        if spec.needs_base and models.base is None:
+        if _takes_base(spec, models) and models.base is None:
             yield "method", f"{spec.name} needs a base model; give models.base in the experiment"
     for name, entry in config.searched.items():
         if isinstance(entry.init, dict) and set(entry.init) != set(models.names):

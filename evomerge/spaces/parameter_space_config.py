@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictBool, StrictInt, StrictStr
 
 from evomerge.errors import Problem, UserError, did_you_mean
 from evomerge.methods.base import Hyperparameter, MethodSpec
@@ -40,12 +40,6 @@ class SearchedConfig(_Strict):
     init: Number | Literal["1/n"] | dict[str, Number] | None = None
     share: list[Shared] = Field(default_factory=list)
     choices: list[Plain] | None = None
-
-    @model_validator(mode="after")
-    def _ordered(self) -> SearchedConfig:
-        if self.low is not None and self.high is not None and not self.low < self.high:
-            raise ValueError(f"low must be below high, got low {self.low:g} and high {self.high:g}")
-        return self
 
 
 class ParameterSpaceConfig(_Strict):
@@ -224,6 +218,10 @@ def _number_problems(
 ) -> Iterator[tuple[str, str]]:
     key = f"parameters.{parameter.name}"
     low, high = bounds(parameter, entry)
+    for name, limit in (("low", entry.low), ("high", entry.high)):
+        message = None if limit is None or parameter.kind == "int" else value_problem(parameter, limit)
+        if message:
+            yield f"{key}.{name}", message
     if not low < high:
         yield key, f"low must be below high, got low {low:g} and high {high:g}"
     if parameter.kind == "int" and (low != int(low) or high != int(high)):
