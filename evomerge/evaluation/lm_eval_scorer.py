@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
 from evomerge.evaluation.failures import ScoringFailed
-from evomerge.evaluation.greedy_decoding import GenerationBlock, generate_block, why_not_greedy
+from evomerge.evaluation.greedy_decoding import GenerationBlock, generate_block, plan_block, why_not_greedy
 from evomerge.evaluation.lm_eval_tasks import lm_eval_conditions
 from evomerge.evaluation.request_plans import LoglikelihoodPlan, plan_loglikelihood, run_loglikelihood
 from evomerge.terms import FailureKind
@@ -24,9 +25,13 @@ logger = logging.getLogger(__name__)
 
 RequestKind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
 
+BLOCK_DOCUMENTS = 64  # documents whose log-likelihood requests are batched together
 LOGLIKELIHOOD_ROWS = 32
-GENERATION_ROWS = 32
+GENERATION_ROWS = 64
+PROMPT_ROWS = 16
+_CACHE_BYTES = {"cpu": 2**28, "cuda": 2**33}  # of a block's keys and values
 _CHECKED_REQUESTS = 8
+_CHECKED_PROMPTS = 5
 _CHECKED_TOKENS = 8
 
 
@@ -98,23 +103,19 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
     ) -> PreparedRequests:
         requests: list[Instance] = []
         ends: list[int] = []
-        rows = size or (GENERATION_ROWS if kind == "generate_until" else LOGLIKELIHOOD_ROWS)
-        documents_in_block = 0
-        for group in groups:
+        for place, group in enumerate(groups, 1):
             mine = [instance for instance in group if instance.request_type == kind]
             requests += [instance for instance in mine for _ in range(instance.repeats or 1)]
-            documents_in_block += 1
-            if documents_in_block == max(rows, LOGLIKELIHOOD_ROWS):
+            if place % BLOCK_DOCUMENTS == 0 or place == len(groups):
                 ends.append(len(requests))
-                documents_in_block = 0
-        ends += [len(requests)] if not ends or ends[-1] < len(requests) else []
+        rows = size or (GENERATION_ROWS if kind == "generate_until" else LOGLIKELIHOOD_ROWS)
         if exact or kind == "loglikelihood_rolling" or kind in self._slow:
             return PreparedRequests(kind, requests, rows)
         if kind == "loglikelihood":
             tokens = self._tokenise(requests)
             plan = plan_loglikelihood(tokens, ends, rows, self.max_length, self.device)
             return PreparedRequests(kind, requests, rows, loglikelihood=plan)
-        return PreparedRequests(kind, requests, rows, blocks=self._generation_blocks(requests, rows) or ())
+        return PreparedRequests(kind, requests, rows, blocks=self._generation_blocks(requests, size))
 
     def score(self, prepared: PreparedRequests, seed: int = 0) -> list[Any]:
         """Answers of the live model, in request order.
@@ -147,8 +148,8 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
             return [(0.0, False)] * len(requests)
         return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
 
-    def _generation_blocks(self, requests: Sequence[Instance], rows: int) -> tuple[GenerationBlock, ...] | None:
-        """Blocks of requests with the same generation arguments, in document order; None when a request needs more."""
+    def _generation_blocks(self, requests: Sequence[Instance], size: int | None) -> tuple[GenerationBlock, ...]:
+        """Blocks of requests with the same generation arguments, in document order; none when a request needs more."""
         grouped: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             grouped.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(index)
@@ -159,24 +160,42 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
             stops = handle_stop_sequences(arguments.pop("until", None), eos=eos)
             new_tokens = arguments.pop("max_gen_toks")
             sampled = arguments.pop("do_sample", False)
-            neutral = ("temperature", "top_p", "top_k")
-            others = sorted(key for key in arguments if key not in neutral)
+            others = sorted(key for key in arguments if key not in ("temperature", "top_p", "top_k"))
             reason = "sampling is asked for" if sampled else f"generation argument {others[0]!r}" if others else None
-            reason = reason or why_not_greedy(self.model, self.tokenizer, stops)
-            room = self.max_length - new_tokens
-            if reason is None and room <= 0:
+            if self.max_length <= new_tokens:
                 reason = "max_gen_toks leaves no room for the prompt"
+            prompts = [] if reason else self._prompts([requests[index] for index in members], new_tokens)
+            longest = max(map(len, prompts), default=0) + new_tokens
+            reason = reason or why_not_greedy(self.model, self.tokenizer, stops, longest)
             if reason is not None:
                 self._notes["generate_until"] = reason
                 logger.info("generation runs through lm-eval's own loop: %s", reason)
-                return None
-            for start in range(0, len(members), rows):
-                chosen = members[start : start + rows]
-                texts = [requests[index].args[0] for index in chosen]
-                ids, mask = self.tok_batch_encode(texts, left_truncate_len=room, truncation=self.truncation)
-                ids, mask = ids.to(self.device), mask.to(self.device)
-                blocks.append(GenerationBlock(ids, mask, tuple(stops), new_tokens, tuple(chosen)))
+                return ()
+            count = -(-len(members) // (size or self._generation_rows(longest)))
+            bounds = [len(members) * part // count for part in range(count + 1)]
+            for start, end in itertools.pairwise(bounds):
+                block = plan_block(
+                    prompts[start:end], members[start:end], stops, new_tokens, self.tokenizer.pad_token_id,
+                    min(size or PROMPT_ROWS, PROMPT_ROWS), self.device,
+                )  # fmt: skip
+                blocks.append(block)
         return tuple(blocks)
+
+    def _prompts(self, requests: Sequence[Instance], new_tokens: int) -> list[list[int]]:
+        """Prompt tokens as lm-eval encodes them, cut on the left to leave room for the answer."""
+        prompts = []
+        for request in requests:
+            ids, _ = self.tok_batch_encode([request.args[0]], truncation=self.truncation)
+            prompts.append(ids[0].tolist()[-(self.max_length - new_tokens) :])
+        return prompts
+
+    def _generation_rows(self, longest: int) -> int:
+        """Rows of a block: as many as keep its cache small; the same on every machine."""
+        config = self.model.config.get_text_config(decoder=True)
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        row = 2 * config.num_hidden_layers * heads * size * longest * self.model.dtype.itemsize
+        return int(max(1, min(GENERATION_ROWS, _CACHE_BYTES.get(self.device.type, 2**28) // row)))
 
     def _generate(self, blocks: Sequence[GenerationBlock], num_requests: int) -> list[str]:
         texts = [""] * num_requests
@@ -244,14 +263,16 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
     @torch.no_grad()
     def _check_generation(self, block: GenerationBlock) -> str | None:
         """Each generated token must be the best one, within rounding, without cache, padding or batch."""
-        rows = slice(0, min(4, len(block.requests)))
-        few = GenerationBlock(
-            block.input_ids[rows], block.attention_mask[rows], block.stops,
-            min(block.max_new_tokens, _CHECKED_TOKENS), block.requests[rows],
+        places = range(min(_CHECKED_PROMPTS, len(block.requests)))
+        prompts = {row: chunk.input_ids[line] for chunk in block.chunks for line, row in enumerate(chunk.rows)}
+        rows = [prompts[place][-int(block.lengths[place]) :].tolist() for place in places]
+        few = plan_block(
+            rows, list(places), block.stops, min(block.max_new_tokens, _CHECKED_TOKENS), self.tokenizer.pad_token_id,
+            2, self.device,
         )  # fmt: skip
         tolerance = 1e-2 if self.model.dtype == torch.float32 else 0.5
         for line, tokens in enumerate(generate_block(self.model, self.tokenizer, few)):
-            prompt = few.input_ids[line][few.attention_mask[line].bool()]
+            prompt = torch.tensor(rows[line], device=self.device)
             whole = torch.cat([prompt, prompt.new_tensor(tokens)])[None, :-1]
             logits = self.model(input_ids=whole).logits[0, len(prompt) - 1 :].float()
             behind = logits.max(-1).values - logits.gather(1, prompt.new_tensor(tokens)[:, None])[:, 0]
