@@ -2,12 +2,17 @@
 
 Nothing is ever read back from it, so it may be deleted at any time: ``sync`` adds what is missing, ``rebuild`` starts
 over. Values are the metrics in their natural direction; failures are FAIL trials, never numbers.
+
+Baselines have no parameters. One such trial would empty the parallel coordinates of all others, and a strong expert
+would hide the search's own progress, so they lie in a study of their own, ``<name> baselines``, which the dashboard's
+compare page puts beside the search; the study's note lists them too.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +32,7 @@ from evomerge.store.study_columns import Column, plan_columns
 from evomerge.terms import GeneKind
 
 DEFAULT_CAP = 64
+BASELINES_SUFFIX = " baselines"
 
 # An append holds the journal's lock for milliseconds; a lock this old was left by a killed process.
 _STALE_LOCK_SECONDS = 1.0
@@ -36,7 +42,7 @@ _NOTE_VERSION, _NOTE_TEXT, _NOTE_PIECE = "dashboard:note_ver", "dashboard:note_s
 
 
 class StudyProjection:
-    """Writes finished evaluations of one run into one Optuna study. Adding one twice does nothing.
+    """Writes finished evaluations of one run into an Optuna study. Adding one twice does nothing.
 
     Args:
         storage: path of a journal file, or an Optuna storage URL (``sqlite:///...``, ``postgresql://...``).
@@ -63,20 +69,22 @@ class StudyProjection:
         self._started = started
         self._columns = plan_columns(started.genes, started.gene_groups, cap)
         self._distributions = {column.name: _distribution(column) for column in self._columns}
-        self._note = describe_run(started, self._columns) if note is None else note
+        self._own_note = note
         self._storage = _open_storage(self._storage_name)
-        self._study, self._keys = self._open_study()
+        self._study: optuna.Study
+        self._baselines: optuna.Study | None
+        self._keys: set[str]
+        self._open()
 
     @property
     def num_trials(self) -> int:
-        """Evaluations in the study."""
+        """Evaluations in the study and its baselines."""
         return len(self._keys)
 
     def add(self, outcome: Evaluated | Failed, asked: Asked | None = None) -> bool:
         """Add one finished evaluation as one trial.
 
-        Candidates and baselines of the search split become trials. Scores on other documents are no comparison and are
-        left out.
+        Scores on other documents than the search split's are no comparison and are left out.
 
         Args:
             outcome: how the evaluation ended.
@@ -87,7 +95,14 @@ class StudyProjection:
         """
         if outcome.key in self._keys or outcome.split != "search":
             return False
-        self._study.add_trial(self._trial(outcome, asked))
+        trial = self._trial(outcome, asked)
+        if asked is not None:
+            self._study.add_trial(trial)
+        else:
+            if self._baselines is None:
+                self._baselines = self._open_study(self.study_name + BASELINES_SUFFIX)
+            self._baselines.add_trial(trial)
+            self._write_description()
         self._keys.add(outcome.key)
         return True
 
@@ -100,14 +115,45 @@ class StudyProjection:
         )
 
     def rebuild(self, state: RunState) -> int:
-        """Delete the study and write it anew from the log; how many trials."""
-        optuna.delete_study(study_name=self.study_name, storage=self._storage)
-        self._study, self._keys = self._open_study()
+        """Delete the study and its baselines and write them anew from the log; how many trials."""
+        for study in self._studies():
+            optuna.delete_study(study_name=study.study_name, storage=self._storage)
+        self._open()
         return self.sync(state)
 
     def set_note(self, markdown: str) -> None:
         """Replace the note shown with the study, for example by the final table."""
-        # Written in the dashboard's own form; importing its package costs seconds of a starting run.
+        self._own_note = markdown
+        self._write_note(markdown)
+
+    def close(self) -> None:
+        """Free the storage's connections."""
+        self._storage.remove_session()
+
+    def _open(self) -> None:
+        names = optuna.get_all_study_names(self._storage)
+        baselines_name = self.study_name + BASELINES_SUFFIX
+        fresh = self.study_name not in names
+        self._study = self._open_study(self.study_name)
+        self._baselines = self._open_study(baselines_name) if baselines_name in names else None
+        trials = [trial for study in self._studies() for trial in study.get_trials(deepcopy=False)]
+        self._keys = {trial.user_attrs["key"] for trial in trials if "key" in trial.user_attrs}
+        if fresh:
+            self._write_description()
+
+    def _studies(self) -> list[optuna.Study]:
+        return [study for study in (self._study, self._baselines) if study is not None]
+
+    def _write_description(self) -> None:
+        if self._own_note is None:
+            trials = [] if self._baselines is None else self._baselines.get_trials(deepcopy=False)
+            values = {trial.user_attrs["baseline"]: trial.values for trial in trials if trial.values is not None}
+            self._write_note(describe_run(self._started, self._columns, values))
+        else:
+            self._write_note(self._own_note)
+
+    def _write_note(self, markdown: str) -> None:
+        """Write a note in the dashboard's own form; importing its package costs seconds of a starting run."""
         study_id, storage = self._study._study_id, self._storage
         old = storage.get_study_system_attrs(study_id)
         storage.set_study_system_attr(study_id, _NOTE_VERSION, int(old.get(_NOTE_VERSION, 0)) + 1)
@@ -116,11 +162,7 @@ class StudyProjection:
         for index, piece in enumerate(pieces + [""] * (num_old - len(pieces))):
             storage.set_study_system_attr(study_id, f"{_NOTE_TEXT}{index}", piece)
 
-    def close(self) -> None:
-        """Free the storage's connections."""
-        self._storage.remove_session()
-
-    def _open_study(self) -> tuple[optuna.Study, set[str]]:
+    def _open_study(self, name: str) -> optuna.Study:
         objectives = self._started.objectives
         directions = [
             StudyDirection.MAXIMIZE if objective.higher_is_better else StudyDirection.MINIMIZE
@@ -129,7 +171,7 @@ class StudyProjection:
         run_id = f"{self._started.experiment_fingerprint}@{self._started.time!r}"
         try:
             study = optuna.create_study(
-                storage=self._storage, study_name=self.study_name, directions=directions, load_if_exists=True
+                storage=self._storage, study_name=name, directions=directions, load_if_exists=True
             )
             trials = study.get_trials(deepcopy=False)
             owner = study.user_attrs.get(_RUN_ATTRIBUTE)
@@ -144,41 +186,20 @@ class StudyProjection:
             study.set_user_attr("evomerge", self._started.evomerge)
             for purpose, seed in self._started.seeds.items():
                 study.set_user_attr(f"seed {purpose}", seed)
-            self._study = study
-            self.set_note(self._note)
         elif owner != run_id:
             raise UserError(
-                f"{self._storage_name}: holds a study {self.study_name!r} of another run. Give this projection another "
+                f"{self._storage_name}: holds a study {name!r} of another run. Give this projection another "
                 "study name, or delete that study first."
             )
-        return study, {trial.user_attrs["key"] for trial in trials if "key" in trial.user_attrs}
+        return study
 
     def _trial(self, outcome: Evaluated | Failed, asked: Asked | None) -> FrozenTrial:
-        attributes: dict[str, Any] = {"key": outcome.key}
         params: dict[str, Any] = {}
         if asked is not None:
             genotype = asked.array
             params = {column.name: column.value(genotype) for column in self._columns}
-            attributes |= {"candidate": asked.candidate, "generation": asked.generation, "recipe_id": asked.recipe_id}
-            if asked.parents:
-                attributes["parents"] = " ".join(map(str, asked.parents))
-        else:
-            attributes["baseline"] = baseline_name(outcome.key)
-            if outcome.recipe_id:
-                attributes["recipe_id"] = outcome.recipe_id
-        attributes |= {"worker": outcome.worker, "attempts": outcome.attempts}
-        if isinstance(outcome, Evaluated):
-            seconds = outcome.seconds
-            attributes |= {
-                "seconds merge": seconds.merge,
-                "seconds forward": seconds.forward,
-                "seconds metric": seconds.metric,
-                "seconds wait": seconds.wait,
-                **{name: float(value) for name, value in outcome.metrics.items()},
-            }
-        else:
-            attributes["failure"] = f"{outcome.kind}: {outcome.message}"[:1000]
         distributions = self._distributions if params else {}
+        attributes = _attributes(outcome, asked)
         if isinstance(outcome, Failed):
             trial = create_trial(
                 state=TrialState.FAIL, params=params, distributions=distributions, user_attrs=attributes
@@ -193,14 +214,43 @@ class StudyProjection:
         return trial
 
 
+def _attributes(outcome: Evaluated | Failed, asked: Asked | None) -> dict[str, Any]:
+    """What a person wants to see of a trial, most wanted first: the trial page shows only the first lines."""
+    attributes: dict[str, Any] = {}
+    if isinstance(outcome, Failed):
+        attributes["failure"] = f"{outcome.kind}: {outcome.message}"[:1000]
+    if asked is None:
+        attributes["baseline"] = baseline_name(outcome.key)
+    else:
+        attributes |= {"candidate": asked.candidate, "generation": asked.generation}
+    if isinstance(outcome, Evaluated):
+        attributes |= {name: _rounded(value) for name, value in outcome.metrics.items()}
+        for name in ("merge", "forward", "metric", "wait"):
+            attributes[f"seconds {name}"] = round(getattr(outcome.seconds, name), 3)
+    if asked is not None and asked.parents:
+        attributes["parents"] = " ".join(map(str, asked.parents))
+    recipe_id = outcome.recipe_id if asked is None else asked.recipe_id
+    if recipe_id:
+        attributes["recipe_id"] = recipe_id
+    return attributes | {"worker": outcome.worker, "attempts": outcome.attempts, "key": outcome.key}
+
+
 def baseline_name(key: str) -> str:
     """``uniform_soup`` of the key ``baseline:uniform_soup:search``; any other key stands for itself."""
     parts = key.split(":")
     return ":".join(parts[1:-1]) if len(parts) >= 3 and parts[0] == "baseline" else key
 
 
-def describe_run(started: RunStarted, columns: tuple[Column, ...] = ()) -> str:
-    """Markdown for the study's note."""
+def describe_run(
+    started: RunStarted, columns: tuple[Column, ...] = (), baselines: Mapping[str, Sequence[float]] | None = None
+) -> str:
+    """Markdown for the study's note.
+
+    Args:
+        started: the run's first event.
+        columns: the study's parameters.
+        baselines: name -> objective values ``(M,)`` in their natural direction.
+    """
     lines = [f"## {started.name}", "", "| objective | direction | weight |", "|---|---|---|"]
     for objective in started.objectives:
         direction = "higher is better" if objective.higher_is_better else "lower is better"
@@ -209,13 +259,23 @@ def describe_run(started: RunStarted, columns: tuple[Column, ...] = ()) -> str:
     lines += ["", f"{len(started.genes)} genes; seeds: {seeds}; evomerge {started.evomerge}."]
     if len(columns) < len(started.genes):
         lines.append(f"Shown as {len(columns)} parameters (means over gene groups); whole genotypes: events.jsonl.")
+    if baselines:
+        lines += ["", "### Baselines on the search documents", ""]
+        lines.append("| baseline | " + " | ".join(objective.name for objective in started.objectives) + " |")
+        lines.append("|---" * (1 + len(started.objectives)) + "|")
+        lines += [f"| {name} | " + " | ".join(f"{v:.4g}" for v in values) + " |" for name, values in baselines.items()]
     lines += [
         "",
-        "Trials with a `baseline` attribute are fixed recipes scored on the same documents.",
+        f"Fixed recipes scored on the same documents are in the study whose name ends in `{BASELINES_SUFFIX.strip()}`.",
         "Failed trials carry their reason in `failure`.",
         "This study is a picture of the run's event log and can be rebuilt from it.",
     ]
     return "\n".join(lines)
+
+
+def _rounded(value: float) -> float:
+    """Six digits for the eye; the log keeps every bit."""
+    return float(f"{value:.6g}")
 
 
 def _distribution(column: Column) -> BaseDistribution:

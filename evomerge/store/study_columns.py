@@ -36,12 +36,13 @@ class Column:
     genes: tuple[int, ...]
 
     def value(self, genotype: Array) -> float | int | str:
-        """The parameter's value for a genotype ``(G,)``, inside the bounds."""
+        """The parameter's value for a genotype ``(G,)``, inside the bounds, to six digits for the eye."""
         if self.kind is GeneKind.CATEGORY:
             return self.choices[min(max(round(float(genotype[self.genes[0]])), 0), len(self.choices) - 1)]
         mean = float(np.mean(genotype[list(self.genes)]))
-        mean = min(max(mean, self.low), self.high)
-        return round(mean) if self.kind is GeneKind.INTEGER else mean
+        if self.kind is GeneKind.INTEGER:
+            return min(max(round(mean), round(self.low)), round(self.high))
+        return min(max(float(f"{mean:.6g}"), self.low), self.high)
 
 
 def plan_columns(genes: Sequence[Gene], gene_groups: Mapping[str, Sequence[int]], cap: int) -> tuple[Column, ...]:

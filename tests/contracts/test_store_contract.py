@@ -49,6 +49,8 @@ def planned(generations: int) -> list[Event]:
     for generation in range(generations):
         ids = [generation * POPULATION + index for index in range(POPULATION)]
         events += [Asked(i, generation, tuple(float(x) for x in rng.random(5)), f"{i:016x}") for i in ids]
+        if generation == 0:
+            events.append(Evaluated("baseline:uniform_soup:search", None, "search", (2.0, -0.5)))
         for i in reversed(ids):
             started = 1.7e9 + i
             if i % 7 == 3:
@@ -182,13 +184,16 @@ def test_the_dashboard_shows_the_run(run_dir):
     app = dashboard_app(run_dir)
     status, body = request(app, "/api/studies")
     assert status.startswith("200")
-    (summary,) = json.loads(body)["study_summaries"]
+    summary, baselines = json.loads(body)["study_summaries"]
     assert (summary["study_name"], summary["directions"]) == ("contract", ["maximize", "minimize"])
+    assert baselines["study_name"] == "contract baselines"
     study = json.loads(request(app, f"/api/studies/{summary['study_id']}")[1])
     assert study["objective_names"] == ["maths", "loss"]
-    assert len(study["trials"]) == len(state.outcomes) == 12
+    assert len(study["trials"]) == len(state.outcomes) - 1 == 12
+    assert {parameter["name"] for parameter in study["intersection_search_space"]} == {f"g{i}" for i in range(5)}
     assert [trial["state"] for trial in study["trials"]].count("Fail") == 2
     assert study["note"]["body"].startswith("## contract\n")
+    assert "| uniform_soup | 2 | 0.5 |" in study["note"]["body"]
     sortable = {attribute["key"] for attribute in study["union_user_attrs"] if attribute["sortable"]}
     assert {"candidate", "generation", "maths/acc,none", "loss/nll,none", "seconds forward"} <= sortable
     best = {int(attribute["value"]) for trial in study["best_trials"] for attribute in trial["user_attrs"]
@@ -256,7 +261,7 @@ def test_a_study_in_sqlite_shows_in_the_dashboard_too(run_dir, tmp_path):
     projection.rebuild(state)
     projection.close()
     app = dashboard_app(run_dir, url)
-    (summary,) = json.loads(request(app, "/api/studies")[1])["study_summaries"]
+    summary, _ = json.loads(request(app, "/api/studies")[1])["study_summaries"]
     in_sqlite = json.loads(request(app, f"/api/studies/{summary['study_id']}")[1])
     in_journal = json.loads(request(dashboard_app(run_dir), "/api/studies/0")[1])
 
