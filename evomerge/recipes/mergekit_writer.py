@@ -293,8 +293,8 @@ def _check(text: str, merge: Merge, num_blocks: int, places: tuple[TensorPlace, 
 
     reader = MergekitReader("mergekit YAML")
     back = reader.recipe(parse_yaml_mapping(text, "mergekit YAML"))
-    assert back is not None, reader.problems
-    assert isinstance(back.model, Merge)
+    if back is None or not isinstance(back.model, Merge):
+        raise NotExpressible(f"mergekit would not take it: {reader.problems[0].message}")
     for name, block, component in places:
         wanted = resolve_values(merge, name, block, component, num_blocks)
         found = resolve_values(back.model, name, block, component, num_blocks)

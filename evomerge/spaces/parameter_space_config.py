@@ -1,4 +1,20 @@
-"""The keys of ``kind: parameter_space``, and what can be wrong with them before any model is known."""
+"""The keys of ``kind: parameter_space``, and what can be wrong with them before any model is known.
+
+- ``method``: one merge method, or a list; then the choice is a gene.
+- ``groups.blocks``: a number of equal groups of blocks, ``each``, or ranges ``[[0, 9], [10, 29]]`` (both ends included)
+  that are all blocks in order. Default 1.
+- ``groups.components``: a list of attention, mlp, norms, embeddings, head, other, or a mapping from own names to such a
+  component or to a regular expression searched in tensor names. ``other`` takes what is left and is added when missing.
+- ``parameters``: each a plain value (fixed) or ``{per, low, high, init, share, choices}``. ``per``: ``expert`` or
+  ``merge``. ``init``: a number, ``1/n``, or a number for each expert. ``share``: which of blocks, components, experts
+  have one value together. ``choices``: of a category or truth value; the first is the start.
+- ``fixed``: plain values, or one for each expert.
+- ``smooth``: ``groups.blocks`` is a number of knots, equally spaced from the first to the last block, linear between.
+- ``init_from``: a recipe file whose values are the start.
+
+Coefficients that the method divides by their sum (``normalize: true``) are searched on the simplex (see simplex.py);
+other null directions are refused.
+"""
 
 from __future__ import annotations
 

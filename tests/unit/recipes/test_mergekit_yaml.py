@@ -250,6 +250,7 @@ def test_simple_recipes_need_no_slices() -> None:
             "mergekit has no rescale: inv_density",
         ),
         (Merge("ties", E3, B, (("coefficient", (Rule(0.5, blocks=(0, 40)), Rule(1.0))),)), "names block 39"),
+        (Merge("linear", (("a", B), ("b", B)), None, (("coefficient", (Rule(0.5),)),)), "is listed twice"),
         (B, "not a merge"),
     ],
 )
