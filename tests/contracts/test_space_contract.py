@@ -69,7 +69,7 @@ def test_every_genotype_decodes_to_a_valid_recipe_and_back(name: str) -> None:
     built = list(spaces(name))
     assert built, "no set of models suits the preset"
     for index, (space, _) in enumerate(built):
-        count = 1000 if index == len(built) - 1 else 20
+        count = 1000 if index == len(built) - 1 else 10
         for genotype in (*corners(space)[: 200 if count == 1000 else 16], *random_genotypes(space, count)):
             recipe = space.decode(genotype)
             encoded = space.encode(recipe)
@@ -87,7 +87,7 @@ def test_every_genotype_decodes_to_a_valid_recipe_and_back(name: str) -> None:
 @pytest.mark.parametrize("name", space_presets())
 def test_every_tensor_gets_finite_values_within_the_bounds(name: str) -> None:
     for space, num_blocks in spaces(name):
-        for genotype in (*corners(space)[:6], *random_genotypes(space, 4)):
+        for genotype in (*corners(space)[:2], *random_genotypes(space, 2)):
             merge = space.decode(genotype).model
             assert isinstance(merge, Merge)
             for tensor, block, component in llama_tensors(num_blocks):
@@ -112,14 +112,17 @@ def test_genes_are_well_formed(name: str) -> None:
 
 @pytest.mark.parametrize("name", space_presets())
 def test_different_genotypes_give_different_recipes(name: str) -> None:
-    for space, _ in spaces(name):
-        recipes = [space.decode(genotype).recipe_id for genotype in random_genotypes(space, 30)]
+    for space, num_blocks in spaces(name):
+        if num_blocks == 30 and len(space.genes) > 60:
+            continue  # the same with fewer blocks takes a fifth of the time
+        recipes = [space.decode(genotype).recipe_id for genotype in random_genotypes(space, 10)]
         assert len(set(recipes)) == len(recipes)
         base = random_genotypes(space, 1)[0]
+        base_id = space.decode(base).recipe_id
         for index, gene in enumerate(space.genes):
             moved = base.copy()
             moved[index] = base[index] + 1e-6 * gene.width * (-1 if base[index] > (gene.low + gene.high) / 2 else 1)
-            assert space.decode(moved).recipe_id != space.decode(base).recipe_id, gene.name
+            assert space.decode(moved).recipe_id != base_id, gene.name
 
 
 @pytest.mark.parametrize("name", space_presets())
