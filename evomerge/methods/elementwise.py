@@ -90,15 +90,17 @@ def add_deltas(out: Tensor, base: Tensor, terms: Sequence[Term], scale: float) -
     if not terms or scale == 0.0:
         out.copy_(base.view(out.shape))
         return
-    terms, ratios, largest = _relative(terms)
     sources = [base, *(term.expert for term in terms)]
+    factors, scale = _factors(terms, scale)
     for start, target, (origin, sum_, delta, scratch), (first, *pieces) in _chunks(out, sources, 4, 4):
         origin = _as_float32(first, origin)
         for index, (term, piece) in enumerate(zip(terms, pieces, strict=True)):
             _load_delta(delta if index else sum_, origin, piece, term, start, scratch)
             if index:
-                sum_.add_(delta, alpha=ratios[index])
-        _store(target, origin, sum_, scale * largest)
+                sum_.add_(delta, alpha=factors[index])
+            elif factors[0] != 1.0:
+                sum_.mul_(factors[0])
+        _store(target, origin, sum_, scale)
 
 
 @torch.no_grad()
@@ -128,38 +130,38 @@ def add_elected_deltas(out: Tensor, base: Tensor, terms: Sequence[Term], scale: 
 def _add_elected_sum(out: Tensor, base: Tensor, terms: Sequence[Term], scale: float) -> None:
     # With A = Σ |v|, the positive parts sum to (A + S) / 2 and the negative ones to (S - A) / 2, so the elected sum is
     # (S + copysign(A, S)) / 2: two running sums instead of a mask for each expert.
-    terms, ratios, largest = _relative(terms)
     sources = [base, *(term.expert for term in terms)]
+    factors, scale = _factors(terms, scale)
     for start, target, (origin, sum_, absolute, delta, scratch), (first, *pieces) in _chunks(out, sources, 5, 4):
         origin = _as_float32(first, origin)
         for index, (term, piece) in enumerate(zip(terms, pieces, strict=True)):
-            _load_delta(delta if index else sum_, origin, piece, term, start, scratch)
+            _load_delta(delta if index else sum_, origin, piece, term, start, scratch, factors[index])
             if index:
-                sum_.add_(delta, alpha=ratios[index])
-                absolute.add_(delta.abs_(), alpha=ratios[index])
+                sum_.add_(delta)
+                absolute.add_(delta.abs_())
             else:
                 torch.abs(sum_, out=absolute)
-        _store(target, origin, sum_.add_(absolute.copysign_(sum_)), 0.5 * scale * largest)
+        _store(target, origin, sum_.add_(absolute.copysign_(sum_)), 0.5 * scale)
 
 
 def _add_elected_mean(out: Tensor, base: Tensor, terms: Sequence[Term], scale: float) -> None:
-    terms, ratios, largest = _relative(terms)
     shares = [term.share for term in terms]
     sources = [base, *(term.expert for term in terms)]
+    factors, scale = _factors(terms, scale)
     count = len(terms) + 6
     for start, target, buffers, (first, *pieces) in _chunks(out, sources, count, count):
         origin, sum_, sign, numerator, divisor, agrees, *deltas = buffers
         origin = _as_float32(first, origin)
-        for term, piece, delta in zip(terms, pieces, deltas, strict=True):
-            _load_delta(delta, origin, piece, term, start, agrees)
-        torch.add(deltas[0], deltas[1], alpha=ratios[1], out=sum_)
-        for delta, ratio in zip(deltas[2:], ratios[2:], strict=True):
-            sum_.add_(delta, alpha=ratio)
+        for term, piece, delta, factor in zip(terms, pieces, deltas, factors, strict=True):
+            _load_delta(delta, origin, piece, term, start, agrees, factor)
+        torch.add(deltas[0], deltas[1], out=sum_)
+        for delta in deltas[2:]:
+            sum_.add_(delta)
         torch.copysign(divisor.fill_(1.0), sum_, out=sign)
         for index, delta in enumerate(deltas):
             torch.eq(torch.sign(delta, out=agrees), sign, out=agrees)
             if index:
-                numerator.addcmul_(delta, agrees, value=ratios[index])
+                numerator.addcmul_(delta, agrees)
                 divisor.add_(agrees, alpha=shares[index])
             else:
                 torch.mul(delta, agrees, out=numerator)
@@ -168,21 +170,25 @@ def _add_elected_mean(out: Tensor, base: Tensor, terms: Sequence[Term], scale: f
             divisor.clamp_min_(0.5 * min(shares))  # less only where nobody agrees, and there the numerator is 0
         else:
             divisor.add_(torch.eq(divisor, 0.0, out=agrees))
-        _store(target, origin, numerator.div_(divisor), scale * largest)
+        _store(target, origin, numerator.div_(divisor), scale)
 
 
-def _relative(terms: Sequence[Term]) -> tuple[list[Term], list[float], float]:
-    """Terms by falling ``|weight|``, their ``|weight|`` relative to the largest, and the largest.
+def _factors(terms: Sequence[Term], scale: float) -> tuple[list[float], float]:
+    """What multiplies each task vector, and all of them: a common ``|weight|`` is multiplied once, at the end."""
+    weights = [abs(term.weight) for term in terms]
+    if min(weights) == max(weights):
+        return [1.0] * len(terms), scale * weights[0]
+    return weights, scale
 
-    The first needs no multiplication then, and the order of summation does not depend on the order of the experts.
+
+def _load_delta(
+    delta: Tensor, origin: Tensor, piece: Tensor, term: Term, start: int, scratch: Tensor, factor: float = 1.0
+) -> None:
+    """Fill ``delta`` with ``factor`` times the trimmed task vector, negated for a negative weight.
+
+    Signs are elected on products that are rounded before they are added: experts that cancel exactly, which the coarse
+    grid of bf16 makes common, then sum to 0 and not to what a fused multiply-add leaves over.
     """
-    ordered = sorted(terms, key=lambda term: -abs(term.weight))
-    largest = abs(ordered[0].weight)
-    return ordered, [abs(term.weight) / largest for term in ordered], largest
-
-
-def _load_delta(delta: Tensor, origin: Tensor, piece: Tensor, term: Term, start: int, scratch: Tensor) -> None:
-    """Fill ``delta`` with the trimmed task vector, negated for a negative weight so that ``|weight|`` multiplies it."""
     loaded = _as_float32(piece, delta)
     if term.weight > 0.0:
         torch.sub(loaded, origin, out=delta)
@@ -190,6 +196,8 @@ def _load_delta(delta: Tensor, origin: Tensor, piece: Tensor, term: Term, start:
         torch.sub(origin, loaded, out=delta)
     if term.trim is not None:
         term.trim(delta, start, scratch)
+    if factor != 1.0:
+        delta.mul_(factor)
 
 
 def _store(target: Tensor, origin: Tensor, delta: Tensor, scale: float) -> None:

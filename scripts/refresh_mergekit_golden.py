@@ -1,0 +1,85 @@
+"""Write tests/golden/mergekit_methods.json: what mergekit makes of small fp32 tensors.
+
+Needs a Python environment with mergekit, which pins another pydantic than evomerge. Run it as
+``python scripts/refresh_mergekit_golden.py``. Only mergekit's public call signatures are used.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "mergekit_methods.json"
+
+# Method, number of experts, evomerge's values. Random masks cannot agree, so DARE is compared at density 1.
+CASES: list[tuple[str, int, dict[str, Any]]] = [
+    ("linear", 3, {"coefficient": [0.5, 0.2, 0.9], "normalize": True}),
+    ("linear", 2, {"coefficient": [0.5, -0.2], "normalize": False}),
+    ("slerp", 1, {"t": 0.3}),
+    ("slerp", 1, {"t": 0.9}),
+    ("task_arithmetic", 3, {"coefficient": [0.5, -0.3, 1.2], "normalize": False, "lambda": 0.8}),
+    ("task_arithmetic", 2, {"coefficient": [0.5, 0.3], "normalize": True, "lambda": 1.0}),
+    ("ties", 3, {"coefficient": [0.5, 0.7, 1.0], "density": [0.2, 0.5, 0.9], "normalize": True, "lambda": 1.0}),
+    ("ties", 3, {"coefficient": [0.5, 0.7, 1.0], "density": [0.2, 0.5, 0.9], "normalize": False, "lambda": 1.3}),
+    ("ties", 2, {"coefficient": [0.5, -0.7], "density": [0.33, 1.0], "normalize": True, "lambda": 0.6}),
+    ("ties", 1, {"coefficient": [0.4], "density": [0.1], "normalize": True, "lambda": 1.0}),
+    ("dare_linear", 2, {"coefficient": [0.5, 0.7], "density": [1.0, 1.0], "normalize": False, "lambda": 1.1}),
+    ("dare_ties", 3, {"coefficient": [0.5, 0.7, 1.0], "density": [1.0] * 3, "normalize": True, "lambda": 1.0}),
+]
+
+
+def tensors(count: int) -> list[list[list[float]]]:
+    """Base and experts ``(7, 9)``: sixteenths, exact in any float dtype, with different magnitudes inside a delta."""
+    base = [[((31 * row + 17 * column) % 61 - 30) / 16 for column in range(9)] for row in range(7)]
+    experts = []
+    for expert in range(count):
+        # 67 is coprime to the 63 elements' indices, so no two magnitudes of one delta are equal
+        deltas = [((29 + 8 * expert) * (index + 5) % 67 + 1) / 256 for index in range(63)]
+        signs = [1 if (index * (expert + 3)) % 7 < 4 else -1 for index in range(63)]
+        flat = [base[index // 9][index % 9] + signs[index] * deltas[index] for index in range(63)]
+        experts.append([flat[9 * row : 9 * row + 9] for row in range(7)])
+    return [base, *experts]
+
+
+def mergekit_result(method: str, count: int, values: dict[str, Any]) -> list[list[float]]:
+    """The tensor mergekit makes."""
+    import torch
+    from mergekit.merge_methods import registry
+    from mergekit.merge_methods.base import TensorBatch, TensorEntry, TensorGroup
+    from mergekit.merge_methods.slerp import slerp
+
+    base, *experts = (torch.tensor(tensor) for tensor in tensors(count))
+    if method == "slerp":
+        merged = slerp(torch.tensor([values["t"]]), base[None], experts[0][None])[0]
+    elif method == "linear":
+        weight = torch.tensor([values["coefficient"]])
+        batch = TensorBatch([expert[None] for expert in experts])
+        merged = registry.get("linear").implementation(batch, weight=weight, normalize=values["normalize"])[0]
+    else:
+        entries = [TensorEntry(index, expert) for index, expert in enumerate(experts)]
+        per_expert = {"weight": values["coefficient"], "density": values.get("density", [1.0] * count)}
+        merged = registry.get(method).merge_group(
+            TensorGroup((TensorEntry("base", base, is_base=True), *entries)),
+            normalize=values["normalize"],
+            rescale=method.startswith("dare"),
+            int8_mask=False,
+            **{"lambda": values["lambda"]},
+            **{name: dict(enumerate(column)) for name, column in per_expert.items()},
+        )
+    return [[float(value) for value in row] for row in merged]
+
+
+def main() -> None:
+    cases = [
+        {"method": method, "count": count, "values": values, "merged": mergekit_result(method, count, values)}
+        for method, count, values in CASES
+    ]
+    GOLDEN.parent.mkdir(exist_ok=True)
+    GOLDEN.write_text(json.dumps({"mergekit": version("mergekit"), "cases": cases}, indent=None) + "\n")
+    print(f"{len(cases)} cases of mergekit {version('mergekit')} in {GOLDEN}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,391 @@
+"""What every merge method must hold, run over the registry: a new method is tested the moment it is listed.
+
+P0, Pλ, P1, Pid, Pperm and Plin are the shared properties of the methods' specification.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from evomerge.errors import MergeFailed
+from evomerge.methods import elementwise
+from evomerge.methods.base import MethodSpec, TensorContext, Value
+from evomerge.methods.catalogue import SPECS, load_method
+
+SHAPE = (23, 31)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+every_method = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+
+
+class Recorder(Mapping[str, Any]):
+    """A mapping that remembers which keys were read."""
+
+    def __init__(self, entries: Mapping[str, Any]) -> None:
+        self.entries, self.read = entries, set[str]()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return self.entries[key]
+
+    def __iter__(self) -> Iterator[str]:
+        raise AssertionError("a method reads its hyperparameters by name")
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+def arrangements(spec: MethodSpec) -> list[tuple[bool, int]]:
+    """(with a base, number of experts) the method accepts."""
+    if spec.name == "slerp":
+        return [(True, 1), (False, 2)]
+    return [(spec.needs_base, count) for count in (1, 2, 3)]
+
+
+def models(
+    spec: MethodSpec,
+    arrangement: tuple[bool, int],
+    dtype: torch.dtype = torch.float32,
+    shape: Any = SHAPE,
+    seed: int = 0,
+) -> tuple[Tensor | None, list[Tensor]]:
+    """A base and experts around it; a third of each task vector is 0, some entries differ only in sign."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(shape, generator=generator)
+    experts = []
+    for _ in range(arrangement[1]):
+        delta = (torch.randn(shape, generator=generator) * 8).round() / 64
+        experts.append((base + delta * (torch.rand(shape, generator=generator) < 0.67)).to(dtype))
+    return base.to(dtype) if arrangement[0] else None, experts
+
+
+def split_values(spec: MethodSpec, count: int, **given: Value | Sequence[float]) -> tuple[dict, dict]:
+    """(structural, others): the given values, else middling ones that work for the method."""
+    middling = {
+        "coefficient": [0.4 + 0.2 * i for i in range(count)],
+        "density": [0.6 - 0.1 * i for i in range(count)],
+        "t": 0.3,
+    }
+    structural, others = {}, {}
+    for parameter in spec.hyperparameters:
+        value = given.get(parameter.name, middling.get(parameter.name, parameter.default))
+        if parameter.per == "expert" and not isinstance(value, Sequence):
+            value = [value] * count
+        (structural if parameter.structural else others)[parameter.name] = value
+    return structural, others
+
+
+def context(count: int, seed: int = 0, **others: Any) -> TensorContext:
+    return TensorContext("model.layers.0.mlp.up_proj.weight", seed, tuple(f"expert{i}" for i in range(count)), **others)
+
+
+def merge(
+    spec: MethodSpec,
+    base: Tensor | None,
+    experts: Sequence[Tensor],
+    *,
+    ctx: TensorContext | None = None,
+    out_dtype: torch.dtype | None = None,
+    **given: Any,
+) -> Tensor:
+    method = load_method(spec.name)
+    structural, values = split_values(spec, len(experts), **given)
+    state = method.prepare(base, experts, structural, ctx or context(len(experts)))
+    out = torch.full_like(experts[0], float("nan"), dtype=out_dtype, memory_format=torch.contiguous_format)
+    method.apply(state, values, out)
+    return out
+
+
+def names(spec: MethodSpec) -> set[str]:
+    return {parameter.name for parameter in spec.hyperparameters}
+
+
+def whole(spec: MethodSpec, count: int) -> dict[str, Any]:
+    """Values under which the merge of equal experts, or of one, is that expert."""
+    exact: dict[str, Any] = {"coefficient": [1.0 / count] * count, "density": [1.0] * count, "lambda": 1.0}
+    return {name: value for name, value in exact.items() if name in names(spec)}
+
+
+@every_method
+def test_spec_is_complete(spec: MethodSpec) -> None:
+    assert SPECS[spec.name] is spec
+    assert spec.title
+    assert spec.paper
+    assert 1 <= spec.min_experts <= (spec.max_experts or spec.min_experts)
+    module, _, name = spec.target.partition(":")
+    assert (getattr(importlib.import_module(module), name).__doc__ or "").count("Reference:") == 1
+    assert len(names(spec)) == len(spec.hyperparameters)
+    for parameter in spec.hyperparameters:
+        assert parameter.description
+        assert parameter.mergekit_name
+        if parameter.kind == "choice":
+            assert parameter.default in parameter.choices
+        elif parameter.kind == "float":
+            assert parameter.low < parameter.high
+            assert parameter.default is None or parameter.low <= float(parameter.default) <= parameter.high
+        elif parameter.kind == "bool":
+            assert parameter.default in (True, False)
+
+
+@every_method
+@pytest.mark.parametrize("same", [False, True], ids=["experts", "experts_equal_base"])
+def test_reads_exactly_what_the_spec_declares(spec: MethodSpec, same: bool) -> None:
+    method = load_method(spec.name)
+    for arrangement in arrangements(spec):
+        base, experts = models(spec, arrangement)
+        if same and base is not None:
+            experts = [base.clone() for _ in experts]
+        structural, values = map(Recorder, split_values(spec, len(experts)))
+        state = method.prepare(base, experts, structural, context(len(experts)))
+        method.apply(state, values, torch.empty(SHAPE))
+        assert structural.read == {p.name for p in spec.hyperparameters if p.structural}
+        assert values.read == {p.name for p in spec.hyperparameters if not p.structural}
+
+
+@every_method
+def test_base_and_number_of_experts_are_as_declared(spec: MethodSpec) -> None:
+    base, experts = models(spec, (True, 3))
+    if spec.needs_base:
+        with pytest.raises(ValueError, match="base"):
+            merge(spec, None, experts)
+    else:
+        count = spec.max_experts or 3
+        assert merge(spec, None, experts[:count]).isfinite().all()
+    if spec.max_experts is None:
+        assert merge(spec, base, experts).isfinite().all()
+
+
+@every_method
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_inputs_unchanged_and_one_cast_into_out(spec: MethodSpec, dtype: torch.dtype) -> None:
+    for arrangement in arrangements(spec):
+        base, experts = models(spec, arrangement, dtype)
+        tensors = experts if base is None else [base, *experts]
+        before = [tensor.clone() for tensor in tensors]
+        precise = merge(spec, base, experts, out_dtype=torch.float32)
+        for out_dtype in DTYPES:
+            out = merge(spec, base, experts, out_dtype=out_dtype)
+            assert out.dtype == out_dtype
+            assert torch.equal(out, precise.to(out_dtype))
+        assert all(torch.equal(tensor, copy) for tensor, copy in zip(tensors, before, strict=True))
+        # the storage dtype does not matter beyond the values it holds
+        wide = merge(spec, None if base is None else base.float(), [expert.float() for expert in experts])
+        assert torch.equal(wide, precise)
+
+
+@every_method
+def test_finite_at_every_corner_of_the_ranges(spec: MethodSpec) -> None:
+    options = [
+        parameter.choices or ((False, True) if parameter.kind == "bool" else (parameter.low, parameter.high))
+        for parameter in spec.hyperparameters
+    ]
+    for arrangement in arrangements(spec):
+        base, experts = models(spec, arrangement)
+        finite = 0
+        for corner in itertools.product(*options):
+            try:
+                out = merge(spec, base, experts, **dict(zip(names_in_order(spec), corner, strict=True)))
+            except MergeFailed:
+                continue  # normalised coefficients that are all 0
+            assert out.isfinite().all(), corner
+            finite += 1
+        assert finite >= len(list(itertools.product(*options))) / 2
+
+
+def names_in_order(spec: MethodSpec) -> list[str]:
+    return [parameter.name for parameter in spec.hyperparameters]
+
+
+@every_method
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (0,), (2, 3, 4), (3, 1)], ids=str)
+def test_any_shape(spec: MethodSpec, shape: tuple[int, ...]) -> None:
+    for arrangement in arrangements(spec):
+        out = merge(spec, *models(spec, arrangement, shape=shape))
+        assert out.shape == shape
+        assert out.isfinite().all()
+
+
+@every_method
+def test_non_contiguous_tensors(spec: MethodSpec) -> None:
+    method = load_method(spec.name)
+    for arrangement in arrangements(spec):
+        base, experts = models(spec, arrangement)
+        expected = merge(spec, base, experts)
+        strided = [expert.t().contiguous().t() for expert in experts]
+        structural, values = split_values(spec, len(experts))
+        state = method.prepare(base, strided, structural, context(len(experts)))
+        plain = method.prepare(base, experts, structural, context(len(experts)))
+        assert method.state_bytes(state) == method.state_bytes(plain) + sum(expert.nbytes for expert in experts)
+        out = torch.empty(SHAPE[::-1]).t()
+        method.apply(state, values, out)
+        assert torch.equal(out, expected)
+
+
+@every_method
+def test_apply_leaves_no_trace(spec: MethodSpec) -> None:
+    method = load_method(spec.name)
+    for arrangement in arrangements(spec):
+        base, experts = models(spec, arrangement)
+        structural, values = split_values(spec, len(experts))
+        _, other = split_values(spec, len(experts), coefficient=0.9, density=0.2, t=0.8, normalize=True)
+        state = method.prepare(base, experts, structural, context(len(experts)))
+        out = torch.empty(SHAPE)
+        results = []
+        for wanted in (values, values, other, values):
+            method.apply(state, wanted, out)
+            results.append(out.clone())
+        assert torch.equal(results[0], results[1])
+        assert torch.equal(results[0], results[3])
+        assert arrangement[1] == 1 or not torch.equal(results[0], results[2])
+
+
+@every_method
+def test_writes_into_a_parameter_that_requires_grad(spec: MethodSpec) -> None:
+    method = load_method(spec.name)
+    base, experts = models(spec, arrangements(spec)[-1])
+    structural, values = split_values(spec, len(experts))
+    parameter = torch.nn.Parameter(torch.zeros(SHAPE))
+    method.apply(method.prepare(base, experts, structural, context(len(experts))), values, parameter)
+    assert parameter.requires_grad
+    assert torch.equal(parameter.data, merge(spec, base, experts))
+
+
+@every_method
+def test_same_bits_for_any_chunks_and_threads(spec: MethodSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    base, experts = models(spec, arrangements(spec)[-1], torch.bfloat16, shape=(70001,))
+    try:
+        torch.set_num_threads(1)
+        expected = merge(spec, base, experts)
+        torch.set_num_threads(2)  # more elements than torch's own limit for parallel work
+        assert torch.equal(merge(spec, base, experts), expected)
+        monkeypatch.setattr(elementwise, "SCRATCH_ELEMENTS", 9 * 1024)
+        assert torch.equal(merge(spec, base, experts), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@every_method
+def test_a_single_use_gives_the_same_bits(spec: MethodSpec) -> None:
+    for arrangement in arrangements(spec):
+        base, experts = models(spec, arrangement)
+        once = merge(spec, base, experts, ctx=context(len(experts), reused=False))
+        assert torch.equal(once, merge(spec, base, experts))
+
+
+@every_method
+def test_seed_decides_exactly_the_stochastic_methods(spec: MethodSpec) -> None:
+    arrangement = arrangements(spec)[-1]
+    base, experts = models(spec, arrangement)
+    first, again, other = (merge(spec, base, experts, ctx=context(len(experts), seed=seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert torch.equal(first, other) != spec.stochastic
+
+
+@every_method
+def test_p0_experts_equal_to_base(spec: MethodSpec) -> None:
+    for dtype in DTYPES:
+        base, experts = models(spec, (True, 1 if spec.name == "slerp" else 3), dtype)
+        assert base is not None
+        equal = [base.clone() for _ in experts]
+        out = merge(spec, base, equal)
+        if "lambda" in names(spec) or spec.name == "slerp":
+            assert torch.equal(out, base)
+            method = load_method(spec.name)
+            structural, _ = split_values(spec, len(experts))
+            assert method.is_constant(method.prepare(base, equal, structural, context(len(experts))))
+            state = method.prepare(base, experts, structural, context(len(experts)))
+            assert not method.is_constant(state)
+        else:
+            torch.testing.assert_close(out, base)
+
+
+@every_method
+def test_an_expert_equal_to_the_base_costs_no_state(spec: MethodSpec) -> None:
+    if not spec.needs_base:
+        return
+    method = load_method(spec.name)
+    base, experts = models(spec, (True, 3))
+    assert base is not None
+    structural, _ = split_values(spec, 3)
+    some = method.prepare(base, [experts[0], base.clone(), experts[2]], structural, context(3))
+    every = method.prepare(base, experts, structural, context(3))
+    none = method.prepare(base, [base.clone()] * 3, structural, context(3))
+    assert method.state_bytes(none) == 0
+    assert method.state_bytes(some) * 3 == pytest.approx(method.state_bytes(every) * 2, rel=0.1)
+
+
+@every_method
+def test_lambda_scales_the_merged_task_vector(spec: MethodSpec) -> None:
+    if "lambda" not in names(spec):
+        return
+    base, experts = models(spec, (True, 3))
+    assert base is not None
+    assert torch.equal(merge(spec, base, experts, **{"lambda": 0.0}), base)  # Pλ
+    half, double = (merge(spec, base, experts, **{"lambda": scale}) - base for scale in (0.5, 2.0))
+    torch.testing.assert_close(half * 4, double, rtol=0, atol=4e-6)  # Plin
+    assert double.abs().max() > 0.1
+
+
+@every_method
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_expert_in_full_is_that_expert(spec: MethodSpec, dtype: torch.dtype) -> None:
+    base, experts = models(spec, (spec.needs_base or spec.name == "slerp", 1), dtype)
+    out = merge(spec, base, experts, **whole(spec, 1), t=1.0)  # P1
+    torch.testing.assert_close(out, experts[0], rtol=0, atol=1e-6 if dtype == torch.float32 else 0)
+
+
+@every_method
+@pytest.mark.parametrize("normalize", [False, True])
+def test_equal_experts_give_that_expert(spec: MethodSpec, normalize: bool) -> None:
+    count = spec.max_experts or 3
+    base, experts = models(spec, (spec.needs_base, 1))
+    values = whole(spec, count)
+    if spec.name in ("ties", "dare_ties") and normalize:
+        values["coefficient"] = [0.3, 0.9, 0.5]  # any coefficients, their scale is divided out
+    out = merge(spec, base, [experts[0].clone() for _ in range(count)], **values, normalize=normalize)  # Pid
+    torch.testing.assert_close(out, experts[0], rtol=0, atol=1e-6)
+
+
+@every_method
+def test_order_of_experts_does_not_matter(spec: MethodSpec) -> None:
+    if spec.name == "slerp":
+        return  # the two ends of slerp are an order
+    base, experts = models(spec, (spec.needs_base, 3))
+    order = [2, 0, 1]
+    for normalize in (False, True):
+        _, values = split_values(spec, 3)
+        per_expert = {p.name: values[p.name] for p in spec.hyperparameters if p.per == "expert"}
+        moved = {name: [column[i] for i in order] for name, column in per_expert.items()}
+        keys = context(3).expert_keys
+        ctx = TensorContext(context(3).name, 0, tuple(keys[i] for i in order))
+        expected = merge(spec, base, experts, **per_expert, normalize=normalize)
+        got = merge(spec, base, [experts[i] for i in order], ctx=ctx, **moved, normalize=normalize)  # Pperm
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+
+
+@every_method
+def test_numbers_that_are_not_finite_are_refused(spec: MethodSpec) -> None:
+    base, experts = models(spec, arrangements(spec)[-1])
+    for parameter in spec.hyperparameters:
+        if parameter.kind == "float":
+            for bad in (float("nan"), float("inf")):
+                with pytest.raises(ValueError, match=parameter.name):
+                    merge(spec, base, experts, **{parameter.name: bad})
+
+
+@every_method
+def test_experts_of_another_shape_or_kind_are_refused(spec: MethodSpec) -> None:
+    base, experts = models(spec, arrangements(spec)[-1])
+    first = experts[0] if base is None else base
+    with pytest.raises(ValueError, match="shape"):
+        merge(spec, base, [*experts[:-1], torch.zeros(3, 3)] if len(experts) > 1 or base is not None else experts)
+    with pytest.raises(ValueError, match="floats"):
+        merge(spec, base, [*experts[:-1], torch.zeros(first.shape, dtype=torch.int32)])
