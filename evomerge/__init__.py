@@ -1,6 +1,6 @@
 """evomerge: evolutionary search for merges of language models.
 
-Start reading at ``evomerge/experiment/run.py``. Every verb of the command line is a function here, imported on first use.
+Start at ``evomerge/experiment/run.py``. Every verb of the command line is a function here, imported on first use.
 """
 
 from importlib import import_module

@@ -36,7 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _verb in (run, resume, validate, merge, evaluate, front, export, dashboard, project, methods, optimizers, spaces):
-    app.command()(_verb.command)
+    app.command(name=_verb.__name__.rpartition(".")[2])(_verb.command)
 app.add_typer(zoo.app, name="zoo", help="Small real models built on this machine, without a hub.")
 
 

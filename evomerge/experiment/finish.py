@@ -50,6 +50,7 @@ class Finish:
         recorder: holds every outcome so far; records the new ones.
         executor: where jobs run.
         stop_requested: polled.
+        idle_jobs: baselines that the search has not started.
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class Finish:
         recorder: RunRecorder,
         executor: Executor,
         stop_requested: Callable[[], bool],
+        idle_jobs: Iterator[Job],
     ) -> None:
         self.loaded = loaded
         self.recorder = recorder
         self.executor = executor
         self.stop_requested = stop_requested
+        self.idle_jobs = idle_jobs
         self.baselines = _baselines(loaded)
 
     def run(self, reason: str) -> dict[str, Any] | None:
@@ -76,7 +79,7 @@ class Finish:
         """
         seed = self.loaded.config.seed
         try:
-            self._score("baselines", baseline_jobs(self.loaded, self.recorder.outcomes))
+            self._score("baselines", self.idle_jobs)
             finalists = self._finalists()
             if self._has("validation") and len(finalists) > 1:
                 self._score("validation", (self._job("validation", number) for number in finalists))

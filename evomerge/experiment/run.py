@@ -165,11 +165,12 @@ def _drive(opening: _Opening, view: ProgressView, stack: ExitStack) -> RunResult
         started=state.started, view=view,
     )  # fmt: skip
     recorder.replayed(state.outcomes)
-    finish = Finish(loaded, recorder, executor, lambda: stop.stop_requested)
+    baselines = baseline_jobs(loaded, dict(recorder.outcomes))
+    finish = Finish(loaded, recorder, executor, lambda: stop.stop_requested, baselines)
     loop = SearchLoop(
         optimizer, space, executor, recorder, progress=progress, scalarise=told, seed=config.seed,
         limits=Limits(config.budget.evaluations, config.budget.wall_time),
-        stop_requested=lambda: stop.stop_requested, idle_jobs=baseline_jobs(loaded, dict(recorder.outcomes)),
+        stop_requested=lambda: stop.stop_requested, idle_jobs=baselines,
     )  # fmt: skip
     recorder.start_phase("search", config.budget.evaluations, executor, len(progress.outcomes))
     try:

@@ -233,14 +233,12 @@ class SearchLoop:
                 self.progress.outcomes[key] = outcome
 
     def _tell_complete_batches(self) -> None:
-        untold = self.progress.untold
-        size = self.optimizer.tell_size
-        if size == 1:
-            if untold:
-                self._tell(untold)
-            return
-        for start in range(0, len(untold) - size + 1, size):
-            self._tell(untold[start : start + size])
+        while untold := self.progress.untold:
+            # Read anew for each batch: a restart may change it.
+            size = self.optimizer.tell_size
+            if len(untold) < size:
+                return
+            self._tell(untold if size == 1 else untold[:size])
 
     def _tell(self, ids: list[int]) -> None:
         """Record a batch as told, then let the optimizer learn from it."""

@@ -158,5 +158,5 @@ def test_no_global_random_state() -> None:
             owner = ast.unparse(node.func.value)
             if owner in ("random", "np.random", "numpy.random") and node.func.attr not in allowed:
                 wrong.append(f"{path.relative_to(PACKAGE)}:{node.lineno} {ast.unparse(node.func)}")
-    # The adapter seeds around lm-eval's task loading and restores the state afterwards.
-    assert [line for line in wrong if not line.startswith("evaluation/lm_eval_")] == []
+    # These two seed around other people's code and restore the state afterwards.
+    assert [line for line in wrong if not line.startswith(("evaluation/lm_eval_", "runtime/isolation.py"))] == []
