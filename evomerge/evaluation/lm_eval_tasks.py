@@ -219,7 +219,10 @@ def restrict_examples(opened: OpenTask, forbidden: Collection[str]) -> None:
     task.sampler.replace_df(pool)
     task.sampler.fewshot_indices = None
     if len(pool) < opened.num_fewshot:
-        message = f"{opened.num_fewshot} few-shot examples are asked for, {len(pool)} documents are free to show"
+        message = (
+            f"{opened.num_fewshot} few-shot examples are asked for, {len(pool)} documents are free to show (the rest is"
+            " scored itself); score fewer documents or name another `fewshot_split`"
+        )
         raise InvalidInput([Problem(f"task {opened.name}", message)])
 
 

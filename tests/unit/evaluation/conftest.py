@@ -45,7 +45,7 @@ def tiny_model(seed: int = 0, **changes: Any) -> Any:
     }  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(LlamaConfig(**settings, **changes)).eval()
+        model = LlamaForCausalLM(LlamaConfig(**(settings | changes))).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim == 2:
