@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
+import math
 from dataclasses import replace
 from functools import partial
 
 from evomerge.runtime.deadlines import Deadlines
+from evomerge.runtime.early_ray import EarlyRay, quieten_ray
 from evomerge.runtime.executor import Executor, WorkerFactory, WorkerPlan
 from evomerge.runtime.inline_executor import InlineExecutor
 from evomerge.runtime.resources import (
@@ -22,7 +23,9 @@ from evomerge.runtime.worker import Worker
 LOG = logging.getLogger(__name__)
 
 
-def build_executor(settings: RuntimeSettings, plan: WorkerPlan, max_useful: int | None = None) -> Executor:
+def build_executor(
+    settings: RuntimeSettings, plan: WorkerPlan, max_useful: int | None = None, early: EarlyRay | None = None
+) -> Executor:
     """Plan the resources, refuse what cannot fit, and start the executor.
 
     With Ray it returns while the workers are still being built; jobs may be submitted at once.
@@ -32,16 +35,17 @@ def build_executor(settings: RuntimeSettings, plan: WorkerPlan, max_useful: int 
             those of the worker plan.
         plan: models and fitness of the workers.
         max_useful: jobs that can ever run at once, for ``workers: auto``.
+        early: a Ray that is being started already; the executor takes it over.
 
     Raises:
         UserError: the request does not fit, models are missing, no cluster at the address.
     """
-    worker_bytes = estimate_worker_bytes(plan, settings.state_memory_bytes)
+    worker_bytes = estimate_worker_bytes(plan, settings.dtype, settings.state_memory_bytes)
     if settings.executor == "inline":
         resources = plan_resources(settings, local_machine(), worker_bytes, max_useful)
         _announce(resources)
         return InlineExecutor(worker_factory(settings, plan, resources))
-    return _build_ray(settings, plan, worker_bytes, max_useful)
+    return _build_ray(settings, plan, worker_bytes, max_useful, early)
 
 
 def worker_factory(settings: RuntimeSettings, plan: WorkerPlan, resources: ResourcePlan) -> WorkerFactory:
@@ -57,54 +61,56 @@ def worker_factory(settings: RuntimeSettings, plan: WorkerPlan, resources: Resou
     return partial(Worker, full)
 
 
-def estimate_worker_bytes(plan: WorkerPlan, state_memory_bytes: int | None = None) -> int:
+def estimate_worker_bytes(plan: WorkerPlan, dtype: str = "auto", state_memory_bytes: int | None = None) -> int:
     """Memory of one worker on CPU: live model, prepared state, process. Mapped checkpoints are shared and not counted.
+
+    Args:
+        plan: its models are looked up, and downloaded where that is allowed.
+        dtype: of the live model.
+        state_memory_bytes: cap on prepared state; without one as much as the stored model is set aside, and the workers
+            are told to keep to their share.
 
     Raises:
         UserError: a model is missing.
     """
+    from evomerge.engine.live_model import cpu_computes_bfloat16
+    from evomerge.engine.safetensors_header import read_header
     from evomerge.engine.sources import resolve_source
 
     sources = ([plan.base] if plan.base else []) + [source for _, source in plan.experts]
-    sizes = [sum(file.stat().st_size for file in resolve_source(source).glob("*.safetensors")) for source in sources]
-    model_bytes = max(sizes, default=0)
-    # One prepared tensor set for each expert is what the hungriest methods keep.
-    state_bytes = model_bytes * len(plan.experts)
-    if state_memory_bytes is not None:
-        state_bytes = min(state_bytes, state_memory_bytes)
-    return model_bytes + state_bytes + PROCESS_BYTES
+    stored_bytes = num_values = 0
+    for folder in dict.fromkeys(resolve_source(source) for source in sources):
+        infos = [info for file in folder.glob("*.safetensors") for info in read_header(file).values()]
+        stored_bytes = max(stored_bytes, sum(info.num_bytes for info in infos))
+        num_values = max(num_values, sum(math.prod(info.shape) for info in infos))
+    is_half = dtype in ("bfloat16", "float16") or (dtype == "auto" and cpu_computes_bfloat16())
+    live_bytes = num_values * (2 if is_half else 4)
+    state_bytes = stored_bytes if state_memory_bytes is None else min(stored_bytes, state_memory_bytes)
+    return live_bytes + state_bytes + PROCESS_BYTES
 
 
-def quieten_ray() -> None:
-    """Environment that Ray reads when it is imported and started: nothing is sent out, nothing printed.
-
-    Raylet messages on lost workers go to stdout even with ``log_to_driver=False``; the scheduler reports those itself.
-    """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
-
-def _build_ray(settings: RuntimeSettings, plan: WorkerPlan, worker_bytes: int, max_useful: int | None) -> Executor:
+def _build_ray(
+    settings: RuntimeSettings, plan: WorkerPlan, worker_bytes: int, max_useful: int | None, early: EarlyRay | None
+) -> Executor:
     quieten_ray()
     # Imported here: ray takes a second to load, and inline runs do without.
     from evomerge.runtime.ray_executor import RayExecutor, RaySession
 
-    if settings.address is None and not RaySession.connected():
-        # Planned before Ray starts: a request that cannot fit is refused at once.
-        resources = plan_resources(settings, local_machine(), worker_bytes, max_useful)
-        session = RaySession(num_cpus=resources.workers)
-        planned: ResourcePlan | None = resources
-    else:
-        session, planned = RaySession(settings.address), None
+    session, planned = early.take() if early is not None else None, None
     try:
+        if session is None and (settings.address is not None or RaySession.connected()):
+            session = RaySession(settings.address)
+        if session is None or session.owned:
+            # Planned before Ray starts, where it can be: a request that cannot fit is refused at once.
+            planned = plan_resources(settings, local_machine(), worker_bytes, max_useful)
+        session = session or RaySession(num_cpus=planned.workers if planned else None)
         resources = planned or plan_resources(settings, session.machine(), worker_bytes, max_useful)
         _announce(resources)
         factory = worker_factory(settings, plan, resources)
         return RayExecutor(session, factory, resources, settings.max_attempts, Deadlines(settings.deadline_seconds))
     except BaseException:
-        session.close()
+        if session is not None:
+            session.close()
         raise
 
 

@@ -56,6 +56,7 @@ class RaySession:
 
     def __init__(self, address: str | None = None, num_cpus: int | None = None, num_gpus: int | None = None) -> None:
         self.owned = False
+        self.ended = threading.Event()
         self._joined = False
         self._processes: list[psutil.Process] = []
         if self.connected():
@@ -85,9 +86,9 @@ class RaySession:
 
     def cpus_of(self, plan: ResourcePlan) -> float:
         """CPU slots of one worker. Our own Ray has one slot for each worker, as many processes as it starts ahead."""
-        if self.owned:
-            return 1
-        return plan.threads if plan.device == "cpu" else 0
+        if plan.device == "cuda":
+            return 0
+        return 1 if self.owned else plan.threads
 
     def close(self) -> None:
         """Shut a Ray of our own down within seconds, by force where it does not go by itself."""
@@ -95,6 +96,7 @@ class RaySession:
             self._joined = False
             ray.shutdown()
         if not self.owned:
+            self.ended.set()
             return
         self.owned = False
         family = _with_children(self._processes)
@@ -104,6 +106,7 @@ class RaySession:
         polite.join(SHUTDOWN_SECONDS)
         _end_processes(family + _with_children(self._processes))
         polite.join(1.0)
+        self.ended.set()
 
     def _join(self, address: str) -> None:
         try:

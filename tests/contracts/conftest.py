@@ -11,7 +11,7 @@ import pytest
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[Any]:
     """A Ray of our own with four CPU slots and two GPUs that are not there."""
-    from evomerge.runtime.build import quieten_ray
+    from evomerge.runtime.early_ray import quieten_ray
 
     quieten_ray()
     from evomerge.runtime.ray_executor import RaySession

@@ -16,9 +16,9 @@ from evomerge.errors import UserError
 from evomerge.evaluation.documents import plan_documents
 from evomerge.evaluation.fitness_yaml import load_fitness
 from evomerge.recipes.recipe import Merge, Recipe, Rule, Source
-from evomerge.runtime.build import build_executor
+from evomerge.runtime.build import build_executor, estimate_worker_bytes
 from evomerge.runtime.executor import Executor, Job, Outcome, WorkerPlan
-from evomerge.runtime.resources import RuntimeSettings
+from evomerge.runtime.resources import PROCESS_BYTES, RuntimeSettings
 from evomerge.runtime.worker import Worker
 from evomerge.terms import FailureKind
 
@@ -156,6 +156,13 @@ def test_an_evaluation_leaves_the_process_as_it_was(inline: Executor, experts: A
 def test_random_draws_of_a_fitness_follow_the_jobs_seed(inline: Executor, experts: Any) -> None:
     first, second = run_all(inline, [job(experts, 0.5, faults.DRAW, "a"), job(experts, 0.1, faults.DRAW, "b")])
     assert first.evaluation.fitness == second.evaluation.fitness
+
+
+def test_memory_of_a_worker_is_estimated_from_the_checkpoints(plan: WorkerPlan) -> None:
+    stored = (Path(plan.experts[0][1].model) / "model.safetensors").stat().st_size
+    full = estimate_worker_bytes(plan, "float32") - PROCESS_BYTES
+    assert 1.8 * stored < full < 2.1 * stored
+    assert estimate_worker_bytes(plan, "bfloat16", 0) - PROCESS_BYTES == pytest.approx(full / 4, rel=0.05)
 
 
 def test_missing_models_are_a_users_mistake(plan: WorkerPlan, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from evomerge.errors import UserError
+from evomerge.runtime.early_ray import EarlyRay
 from evomerge.runtime.resources import (
     Machine,
     RuntimeSettings,
@@ -104,3 +105,9 @@ def test_this_machine() -> None:
     assert machine.cores == usable_cores() >= 1
     assert machine.local
     assert free_memory_bytes() > 10**8
+
+
+def test_nothing_is_begun_early_for_an_inline_run() -> None:
+    early = EarlyRay(RuntimeSettings(executor="inline"))
+    assert early.take() is None
+    early.close()

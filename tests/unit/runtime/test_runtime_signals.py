@@ -22,14 +22,14 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from plain_worker import HANG, PlainWorker
 from evomerge.recipes.recipe import Recipe, Source
-from evomerge.runtime.build import quieten_ray
+from evomerge.runtime.early_ray import EarlyRay
 from evomerge.runtime.executor import Job
-from evomerge.runtime.resources import ResourcePlan
+from evomerge.runtime.resources import ResourcePlan, RuntimeSettings
 from evomerge.runtime.signals import StopRequest
-quieten_ray()
-from evomerge.runtime.ray_executor import RayExecutor, RaySession
+early = EarlyRay(RuntimeSettings(workers=1))
+from evomerge.runtime.ray_executor import RayExecutor
 plan = ResourcePlan("ray", 1, 1, 0.0, "cpu")
-executor = RayExecutor(RaySession(num_cpus=1), PlainWorker, plan, import_paths=sys.argv[1:])
+executor = RayExecutor(early.take(), PlainWorker, plan, import_paths=sys.argv[1:])
 with StopRequest() as stop:
     executor.submit(Job("c0", Recipe(Source("nowhere")), "search", 1))
     while not executor.wait(1.0): pass
