@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from evomerge.engine.sources import fingerprint
 from evomerge.evaluation.documents import DocumentPlan
 from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
+from evomerge.experiment.config import RuntimeConfig
 from evomerge.experiment.load import Experiment
 from evomerge.runtime.build import build_executor
+from evomerge.runtime.early_ray import EarlyRay
 from evomerge.runtime.executor import Executor, WorkerPlan
 from evomerge.runtime.resources import RuntimeSettings
 from evomerge.store.manifest import Manifest, build_manifest
@@ -38,25 +40,41 @@ def reference_point_of(objectives: Sequence[Objective]) -> tuple[float, ...]:
     return ()
 
 
-def start_executor(loaded: Experiment, plan: DocumentPlan, population_size: int) -> Executor:
+def runtime_settings(config: RuntimeConfig) -> RuntimeSettings:
+    """The runtime part of an experiment as the runtime room takes it."""
+    return RuntimeSettings(
+        executor=config.executor, workers=config.workers, gpus_per_worker=config.gpus_per_worker,
+        threads=config.threads, dtype=config.dtype, device=config.device, batch_size=config.batch_size,
+        deadline_seconds=config.deadline, max_attempts=config.max_attempts, address=config.address,
+        state_memory_bytes=config.state_memory,
+    )  # fmt: skip
+
+
+def start_ray(loaded: Experiment, stack: ExitStack) -> EarlyRay:
+    """Begin to start Ray, where it is used; it takes seconds, and documents are planned meanwhile.
+
+    Args:
+        loaded: the experiment.
+        stack: closes it, should the run not get to its workers.
+    """
+    early = EarlyRay(runtime_settings(loaded.config.runtime))
+    stack.callback(early.close)
+    return early
+
+
+def start_executor(loaded: Experiment, plan: DocumentPlan, population_size: int, early: EarlyRay) -> Executor:
     """Workers for an experiment; with Ray they are still being built when this returns.
 
     Args:
         loaded: the experiment.
         plan: its documents.
         population_size: jobs that are worth running at once.
+        early: Ray, on its way up.
 
     Raises:
         UserError: what the experiment asks for does not fit this machine.
     """
     config = loaded.config
-    runtime = config.runtime
-    settings = RuntimeSettings(
-        executor=runtime.executor, workers=runtime.workers, gpus_per_worker=runtime.gpus_per_worker,
-        threads=runtime.threads, dtype=runtime.dtype, device=runtime.device, batch_size=runtime.batch_size,
-        deadline_seconds=runtime.deadline, max_attempts=runtime.max_attempts, address=runtime.address,
-        state_memory_bytes=runtime.state_memory,
-    )  # fmt: skip
     worker_plan = WorkerPlan(
         base=loaded.base,
         experts=loaded.experts,
@@ -65,7 +83,7 @@ def start_executor(loaded: Experiment, plan: DocumentPlan, population_size: int)
         documents=plan.to_json(),
         import_paths=config.import_paths,
     )
-    return build_executor(settings, worker_plan, max_useful=population_size)
+    return build_executor(runtime_settings(config.runtime), worker_plan, max_useful=population_size, early=early)
 
 
 def describe_run(loaded: Experiment, plan: DocumentPlan) -> Manifest:
@@ -87,7 +105,7 @@ def logging_to(path: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG)
     logger.propagate = False
     try:
         yield

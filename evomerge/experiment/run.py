@@ -18,7 +18,13 @@ from evomerge.errors import ResumeRefused
 from evomerge.evaluation.documents import DocumentPlan, plan_documents
 from evomerge.experiment.finish import Finish, baseline_jobs
 from evomerge.experiment.load import CHANGEABLE, Experiment, load_experiment
-from evomerge.experiment.prepare import describe_run, find_objectives, logging_to, reference_point_of, start_executor
+from evomerge.experiment.prepare import (
+    describe_run,
+    find_objectives,
+    logging_to,
+    reference_point_of,
+    start_executor,
+)
 from evomerge.experiment.recorder import RunRecorder
 from evomerge.experiment.replay import replay
 from evomerge.experiment.result import RunResult
@@ -26,6 +32,7 @@ from evomerge.experiment.search_loop import Limits, SearchLoop
 from evomerge.experiment.writing import format_experiment
 from evomerge.files import atomic_write_text
 from evomerge.reports.progress import ProgressView, QuietView
+from evomerge.runtime.early_ray import EarlyRay
 from evomerge.runtime.signals import StopRequest
 from evomerge.search.base import Problem
 from evomerge.search.catalogue import build_optimizer
@@ -64,9 +71,10 @@ def run(
             resolve_source(status.source)
     if loaded.space is None:
         loaded = load_experiment(experiment, overrides)
-    plan = plan_documents([*loaded.fitness, *loaded.report])
-    manifest = describe_run(loaded, plan)
     with ExitStack() as stack:
+        early = start_ray(loaded, stack)
+        plan = plan_documents([*loaded.fitness, *loaded.report])
+        manifest = describe_run(loaded, plan)
         folder = RunDir.create(run_dir or Path("runs") / loaded.config.name, overwrite=overwrite)
         stack.callback(folder.close)
         atomic_write_text(folder.experiment_path, format_experiment(loaded.resolved))
@@ -84,7 +92,7 @@ def run(
             genes=loaded.space.genes,
             gene_groups={name: tuple(members) for name, members in loaded.space.gene_groups.items()},
         )
-        return _drive(_Opening(loaded, plan, folder, [], started, loaded.problem()), view, stack)
+        return _drive(_Opening(loaded, plan, folder, [], started, loaded.problem(), early), view, stack)
 
 
 def resume(
@@ -112,6 +120,7 @@ def resume(
         loaded = load_experiment(expected or folder.experiment_path, overrides)
         # Optimizers may size themselves by the budget: a longer budget must not change what the first one asked.
         problem = load_experiment(folder.experiment_path).problem()
+        early = start_ray(loaded, stack)
         plan = plan_documents([*loaded.fitness, *loaded.report])
         old = load_manifest(folder.manifest_path)
         changes = compare_manifests(old, describe_run(loaded, plan), CHANGEABLE)
@@ -124,7 +133,7 @@ def resume(
             view.note(f"changed since the start: {line}")
         events = folder.event_log().read()
         resumed = Resumed(time.time(), evomerge.__version__, changes.warn)
-        return _drive(_Opening(loaded, plan, folder, events, resumed, problem), view, stack)
+        return _drive(_Opening(loaded, plan, folder, events, resumed, problem, early), view, stack)
 
 
 @dataclass(frozen=True)
@@ -137,6 +146,7 @@ class _Opening:
     events: list[Event]
     event: RunStarted | Resumed
     problem: Problem
+    early: EarlyRay
 
 
 def _drive(opening: _Opening, view: ProgressView, stack: ExitStack) -> RunResult:
@@ -150,7 +160,7 @@ def _drive(opening: _Opening, view: ProgressView, stack: ExitStack) -> RunResult
     scalarise = build_scalariser(config.scalarisation, state.started.objectives)
     told = scalarise if opening.problem.num_objectives == 1 else _unchanged
     optimizer = build_optimizer(config.optimizer.name, opening.problem, config.optimizer.settings)
-    executor = start_executor(loaded, opening.plan, optimizer.population_size)
+    executor = start_executor(loaded, opening.plan, optimizer.population_size, opening.early)
     stack.callback(executor.close)
     stop = stack.enter_context(StopRequest(interrupt_at_once=config.runtime.executor == "inline"))
     progress, exact = replay(opening.events, optimizer, space.decode, told)
