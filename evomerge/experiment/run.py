@@ -24,6 +24,7 @@ from evomerge.experiment.prepare import (
     logging_to,
     reference_point_of,
     start_executor,
+    start_ray,
 )
 from evomerge.experiment.recorder import RunRecorder
 from evomerge.experiment.replay import replay
