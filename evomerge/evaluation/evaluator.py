@@ -164,11 +164,13 @@ class FitnessEvaluator:
         if split not in self.splits:
             lacking = [config.name for config in self._configs if config.documents and split not in config.roles]
             raise UserError(f"fitness {lacking[0]!r} has no {split} documents")
+        import torch
+
         from evomerge.evaluation.forward_clock import ForwardClock
 
         scores: list[ObjectiveScore] = []
         started = time.perf_counter()
-        with ForwardClock(self._model) as clock:
+        with torch.no_grad(), ForwardClock(self._model) as clock:
             for config, part in zip(self._configs, self._parts, strict=True):
                 try:
                     scores += _finite(part.score(split, seed))
