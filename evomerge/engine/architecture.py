@@ -6,6 +6,7 @@ per-architecture files. Blocks are the items of the largest outermost ModuleList
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -39,6 +40,11 @@ class Slot:
     shape: tuple[int, ...]
     block: int | None
     component: str
+
+    @property
+    def num_elements(self) -> int:
+        """Number of its entries."""
+        return math.prod(self.shape)
 
     @property
     def is_vocabulary(self) -> bool:

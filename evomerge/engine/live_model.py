@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evomerge.engine.architecture import Slot, load_config
+from evomerge.engine.architecture import Architecture, Slot, load_config
 from evomerge.engine.model_tensors import OpenModels
 from evomerge.engine.sources import resolve_source
 from evomerge.engine.tensor_merge import DTYPES, OutputDtype, PendingTensor, TensorMerger, check_finite, checksum
-from evomerge.errors import MergeFailed, UserError
-from evomerge.recipes.recipe import Recipe, Source
+from evomerge.engine.tensor_threads import TensorThreads
+from evomerge.errors import UserError
+from evomerge.recipes.recipe import Node, Recipe, Source
 
 
 class LiveModel:
@@ -65,12 +66,14 @@ class LiveModel:
         cap = _default_state_bytes(self.device) if state_memory_bytes is None else state_memory_bytes
         self._merger = TensorMerger(self.models, self.device, cap)
         self._scratch: dict[torch.dtype, Tensor] = {}
+        num_threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        self._threads = TensorThreads(num_threads, self.architecture)
         self._holds: dict[str, Hashable] = {}  # parameters whose content no candidate of the same models changes
         if self.models.get(self.reference).adapter is not None or not self._loaded_as_tied:
             self.apply(Recipe(self.reference))
 
     @property
-    def architecture(self) -> Any:
+    def architecture(self) -> Architecture:
         """Blocks and components of the model."""
         return self.models.architecture
 
@@ -96,7 +99,7 @@ class LiveModel:
 
     @property
     def prepare_seconds(self) -> float:
-        """Seconds spent so far on preparing merge state."""
+        """Seconds spent so far on preparing merge state, added up over threads."""
         return self._merger.prepare_seconds
 
     @property
@@ -139,42 +142,52 @@ class LiveModel:
         started = time.perf_counter()
         output = OutputDtype(recipe, self.models)
         self._merger.start_candidate(recipe.model)
-        sums: list[tuple[str, Tensor]] = []
-        with torch.no_grad():
-            for slot in self.models.architecture.slots:
-                pending = self._merger.pending(recipe.model, slot)
-                sums.extend(self._write(slot, pending, output.of(slot)))
-            try:
-                check_finite(sums)
-            except MergeFailed:
-                self._holds.clear()
-                raise
+        sums: dict[str, Tensor] = {}
+
+        self._prepare(recipe.model)
+        try:
+            with torch.no_grad():
+                for slot in self.architecture.slots:
+                    self._write(self._merger.pending(recipe.model, slot), output.of(slot), sums)
+            check_finite([(slot.name, sums[slot.name]) for slot in self.architecture.slots if slot.name in sums])
+        except BaseException:
+            self._holds.clear()
+            raise
         return time.perf_counter() - started
 
-    def _write(self, slot: Slot, pending: PendingTensor, output: torch.dtype) -> list[tuple[str, Tensor]]:
+    def _prepare(self, root: Node) -> None:
+        """Prepare what is missing, several tensors at a time: sorting and the like is slow and uses one core each."""
+        slots = sorted(self.architecture.slots, key=lambda slot: -slot.num_elements)
+        missing = [slot for slot in slots if not self._merger.is_prepared(root, slot)]
+
+        def prepare(slot: Slot) -> None:
+            with torch.no_grad():
+                self._merger.pending(root, slot)
+
+        if missing:
+            self._threads.each(prepare, missing)
+
+    def _write(self, pending: PendingTensor, output: torch.dtype, sums: dict[str, Tensor]) -> None:
+        slot = pending.slot
         held = None if pending.constant is None else (pending.constant, output)
         if held is not None and self._holds.get(slot.name) == held:
-            return []
+            return
         self._holds.pop(slot.name, None)
         parameter = self._parameters[slot.name]
         # A dtype at least as wide as the method's fp32 adds no rounding of its own.
         is_direct = output in (parameter.dtype, torch.float32, torch.float64)
         target = parameter if is_direct else self._scratch_for(slot, output)
         self._merger.write(pending, target)
-        total = checksum(target)
+        sums[slot.name] = checksum(target)
         if target is not parameter:
             parameter.copy_(target)
         if held is not None:
             self._holds[slot.name] = held
-        return [(slot.name, total)]
 
     def _scratch_for(self, slot: Slot, dtype: torch.dtype) -> Tensor:
-        numel = 1
-        for size in slot.shape:
-            numel *= size
-        if dtype not in self._scratch or self._scratch[dtype].numel() < numel:
-            self._scratch[dtype] = torch.empty(numel, dtype=dtype, device=self.device)
-        return self._scratch[dtype][:numel].view(slot.shape)
+        if dtype not in self._scratch or self._scratch[dtype].numel() < slot.num_elements:
+            self._scratch[dtype] = torch.empty(slot.num_elements, dtype=dtype, device=self.device)
+        return self._scratch[dtype][: slot.num_elements].view(slot.shape)
 
     def _load(self) -> nn.Module:
         from transformers import AutoModelForCausalLM

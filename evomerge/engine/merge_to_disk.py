@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from evomerge.engine.model_card import model_card
 from evomerge.engine.model_tensors import ModelTensors, OpenModels
@@ -20,6 +21,7 @@ from evomerge.engine.shard_writer import (
     check_output_dir,
 )
 from evomerge.engine.tensor_merge import OutputDtype, TensorMerger, check_finite, checksum
+from evomerge.engine.tensor_threads import TensorThreads
 from evomerge.recipes.recipe import Recipe
 
 # Everything beside the weights that scoring or serving reads. Copied as it is from the recipe's reference.
@@ -89,19 +91,27 @@ def _write_weights(recipe: Recipe, models: OpenModels, writer: ShardWriter, prog
     merger = TensorMerger(models, torch.device("cpu"), state_memory_bytes=0)
     merger.start_candidate(recipe.model)
     slots, reference = models.architecture.by_name, models.get(recipe.reference)
-    for done, entry in enumerate(writer.entries, start=1):
+
+    def merge(entry: TensorEntry) -> Tensor:
         slot = slots.get(entry.name)
         if slot is None:
-            writer.write(entry.name, reference.tensor(entry.name))
-        else:
-            with torch.no_grad():
-                merged = torch.empty(entry.shape, dtype=entry.dtype)
-                merger.write(merger.pending(recipe.model, slot), merged)
-                check_finite([(entry.name, checksum(merged))])
-            writer.write(entry.name, merged)
-            models.release(slot)
-        if progress is not None:
-            progress(done, len(writer.entries))
+            return reference.tensor(entry.name)
+        with torch.no_grad():
+            merged = torch.empty(entry.shape, dtype=entry.dtype)
+            merger.write(merger.pending(recipe.model, slot), merged)
+            check_finite([(entry.name, checksum(merged))])
+        models.release(slot)
+        return merged
+
+    threads = TensorThreads(torch.get_num_threads(), models.architecture)
+    try:
+        merged_tensors = threads.in_order(merge, writer.entries)
+        for done, (entry, tensor) in enumerate(zip(writer.entries, merged_tensors, strict=True), start=1):
+            writer.write(entry.name, tensor)
+            if progress is not None:
+                progress(done, len(writer.entries))
+    finally:
+        threads.close()
     writer.finish()
 
 

@@ -7,7 +7,10 @@ prepares is kept for the next candidate as long as it fits into ``state_memory_b
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
+import threading
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +28,8 @@ from evomerge.recipes.recipe import Merge, Node, Recipe, Source
 from evomerge.recipes.resolve import resolve_values
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+# Preparing leaves large temporaries between small results in the heap, which glibc alone would never return.
+TRIM_EVERY_ELEMENTS = 1 << 23
 # Prepared state that no candidate used for this long makes room for another method's.
 KEEP_FOR_CANDIDATES = 8
 
@@ -98,7 +103,10 @@ class PendingTensor:
 
 
 class TensorMerger:
-    """Merges single tensors of a set of open models, keeping what methods prepare between candidates."""
+    """Merges single tensors of a set of open models, keeping what methods prepare between candidates.
+
+    Between two ``start_candidate`` different tensors may be prepared and written by different threads at once.
+    """
 
     def __init__(self, models: OpenModels, device: torch.device, state_memory_bytes: int) -> None:
         """Start with nothing prepared.
@@ -116,6 +124,8 @@ class TensorMerger:
         self.not_kept: set[str] = set()
         self._kept: dict[Any, _Prepared] = {}
         self._too_large: set[Any] = set()
+        self._lock = threading.Lock()
+        self._prepared_elements = 0
         self._candidate = 0
         self._plans: dict[int, MergePlan] = {}  # by id of the node, which its plan keeps alive
         self._key_numbers: dict[Any, int] = {}
@@ -141,14 +151,21 @@ class TensorMerger:
             return PendingTensor(slot, ("source", node), node)
         plan = self._plans[id(node)]
         structural, values = plan.values(slot)
-        # Hashing whole nodes for every tensor would cost more than merging small ones.
-        key = (plan.key_number, tuple(structural.items()), slot.name)
+        key = self._key(plan, slot)
         prepared = self._kept.get(key)
         if prepared is None:
             prepared = self._prepare(plan, structural, slot, reused=key not in self._too_large)
-            self._keep(key, prepared, slot)
+            with self._lock:
+                self._keep(key, prepared, slot)
         prepared.last_used = self._candidate
         return PendingTensor(slot, ("merge", key) if prepared.is_constant else None, node, prepared.state, values)
+
+    def is_prepared(self, node: Node, slot: Slot) -> bool:
+        """Whether ``pending`` has nothing to prepare that could be kept."""
+        if isinstance(node, Source):
+            return True
+        key = self._key(self._plans[id(node)], slot)
+        return key in self._kept or key in self._too_large
 
     def write(self, pending: PendingTensor, out: Tensor) -> None:
         """Write the tensor into ``out`` in place, rounded once to its dtype.
@@ -167,6 +184,10 @@ class TensorMerger:
             plan.method.apply(state, pending.values, out)
         except ValueError as error:
             raise UserError(f"recipe: {pending.node.method}, tensor {pending.slot.name}: {error}") from error
+
+    def _key(self, plan: MergePlan, slot: Slot) -> tuple[Hashable, ...]:
+        # Hashing whole nodes for every tensor would cost more than merging small ones.
+        return (plan.key_number, tuple(plan.values(slot)[0].items()), slot.name)
 
     def _add_plans(self, node: Node) -> None:
         if isinstance(node, Source):
@@ -188,7 +209,12 @@ class TensorMerger:
         is_constant = plan.method.is_constant(state)
         if is_constant and num_bytes:
             state, num_bytes = None, 0
-        self.prepare_seconds += time.perf_counter() - started
+        with self._lock:
+            self._prepared_elements += slot.num_elements
+            if self._prepared_elements >= TRIM_EVERY_ELEMENTS:
+                self._prepared_elements = 0
+                return_free_memory()
+            self.prepare_seconds += time.perf_counter() - started
         return _Prepared(state, is_constant, num_bytes, self._candidate)
 
     def _state(self, plan: MergePlan, structural: dict[str, Value], slot: Slot, reused: bool) -> Any:
@@ -209,11 +235,10 @@ class TensorMerger:
         """Bytes of inputs that are not views of mapped files, which a state may hold on to."""
         total = 0
         for node in plan.inputs:
-            numel = math.prod(slot.shape)
             if isinstance(node, Merge):
-                total += 4 * numel
+                total += 4 * slot.num_elements
             elif self.device.type != "cpu" or not self.models.get(node).is_mapped(slot.name):
-                total += self.models.get(node).dtype(slot.name).itemsize * numel
+                total += self.models.get(node).dtype(slot.name).itemsize * slot.num_elements
         return total
 
     def _keep(self, key: Any, prepared: _Prepared, slot: Slot) -> None:
@@ -271,6 +296,12 @@ def check_finite(sums: list[tuple[str, Tensor]]) -> None:
     broken = [name for name, total in sums if not bool(total.isfinite())]
     some = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
     raise MergeFailed(f"merged weights are NaN or infinite in {len(broken)} tensors: {some}")
+
+
+def return_free_memory() -> None:
+    """Give free pages of the heap back to the system, where the C library can (glibc)."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _check_models(node: Merge, spec: MethodSpec) -> None:
