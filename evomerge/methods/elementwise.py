@@ -1,25 +1,20 @@
 """The fused passes over memory that every elementwise method is made of.
 
-Arithmetic is fp32 whatever the storage dtype. On a CPU the tensors are walked in chunks whose temporaries stay in the
-second-level cache; the result does not depend on the chunking, nor on the number of threads, because no operation looks
-at more than one element. Masks are applied by ``hardshrink`` and ``threshold_backward`` and signs by ``copysign``: on a
-CPU torch has vector code for these, but not for ``where`` and for comparisons that give booleans.
+Arithmetic is fp32 whatever the storage dtype, with one rounding into the output. Masks are applied by ``hardshrink``
+and ``threshold_backward``, signs by ``copysign``: on a CPU torch has vector code for these, but not for ``where`` and
+for comparisons that give booleans.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-SCRATCH_ELEMENTS = 1 << 19  # fp32 temporaries of one thread (2 MiB): larger leaves the caches, smaller pays in dispatch
-DEVICE_CHUNK = 1 << 24  # elements per pass on an accelerator: bounds the temporaries, long enough to hide launches
-
-_local = threading.local()
+from evomerge.methods.sweep import sweep
 
 
 class Trim(Protocol):
@@ -65,16 +60,20 @@ def weighted_sum(out: Tensor, sources: Sequence[Tensor], weights: Sequence[float
     if not terms:
         out.zero_()
         return
-    for _, target, (sum_, loaded), pieces in _chunks(out, [source for source, _ in terms], 2, 4):
+
+    def kernel(start: int, target: Tensor, buffers: list[Tensor], pieces: Sequence[Tensor]) -> None:
+        sum_, loaded = buffers
         if target.dtype == torch.float32:
             sum_ = target
         for index, ((_, weight), piece) in enumerate(zip(terms, pieces, strict=True)):
-            if index == 0:
-                torch.mul(_as_float32(piece, sum_), weight, out=sum_)
-            else:
+            if index:
                 sum_.add_(_as_float32(piece, loaded), alpha=weight)
+            else:
+                torch.mul(_as_float32(piece, sum_), weight, out=sum_)
         if sum_ is not target:
             target.copy_(sum_)
+
+    sweep(kernel, out, [source for source, _ in terms], num_buffers=2, num_hot=4)
 
 
 @torch.no_grad()
@@ -92,7 +91,10 @@ def add_deltas(out: Tensor, base: Tensor, terms: Sequence[Term], scale: float) -
         return
     sources = [base, *(term.expert for term in terms)]
     factors, scale = _factors(terms, scale)
-    for start, target, (origin, sum_, delta, scratch), (first, *pieces) in _chunks(out, sources, 4, 4):
+
+    def kernel(start: int, target: Tensor, buffers: list[Tensor], pieces: Sequence[Tensor]) -> None:
+        origin, sum_, delta, scratch = buffers
+        first, *pieces = pieces
         origin = _as_float32(first, origin)
         for index, (term, piece) in enumerate(zip(terms, pieces, strict=True)):
             _load_delta(delta if index else sum_, origin, piece, term, start, scratch)
@@ -101,6 +103,8 @@ def add_deltas(out: Tensor, base: Tensor, terms: Sequence[Term], scale: float) -
             elif factors[0] != 1.0:
                 sum_.mul_(factors[0])
         _store(target, origin, sum_, scale)
+
+    sweep(kernel, out, sources, num_buffers=4, num_hot=4)
 
 
 @torch.no_grad()
@@ -132,7 +136,10 @@ def _add_elected_sum(out: Tensor, base: Tensor, terms: Sequence[Term], scale: fl
     # (S + copysign(A, S)) / 2: two running sums instead of a mask for each expert.
     sources = [base, *(term.expert for term in terms)]
     factors, scale = _factors(terms, scale)
-    for start, target, (origin, sum_, absolute, delta, scratch), (first, *pieces) in _chunks(out, sources, 5, 4):
+
+    def kernel(start: int, target: Tensor, buffers: list[Tensor], pieces: Sequence[Tensor]) -> None:
+        origin, sum_, absolute, delta, scratch = buffers
+        first, *pieces = pieces
         origin = _as_float32(first, origin)
         for index, (term, piece) in enumerate(zip(terms, pieces, strict=True)):
             _load_delta(delta if index else sum_, origin, piece, term, start, scratch, factors[index])
@@ -143,14 +150,18 @@ def _add_elected_sum(out: Tensor, base: Tensor, terms: Sequence[Term], scale: fl
                 torch.abs(sum_, out=absolute)
         _store(target, origin, sum_.add_(absolute.copysign_(sum_)), 0.5 * scale)
 
+    sweep(kernel, out, sources, num_buffers=5, num_hot=4)
+
 
 def _add_elected_mean(out: Tensor, base: Tensor, terms: Sequence[Term], scale: float) -> None:
     shares = [term.share for term in terms]
     sources = [base, *(term.expert for term in terms)]
     factors, scale = _factors(terms, scale)
     count = len(terms) + 6
-    for start, target, buffers, (first, *pieces) in _chunks(out, sources, count, count):
+
+    def kernel(start: int, target: Tensor, buffers: list[Tensor], pieces: Sequence[Tensor]) -> None:
         origin, sum_, sign, numerator, divisor, agrees, *deltas = buffers
+        first, *pieces = pieces
         origin = _as_float32(first, origin)
         for term, piece, delta, factor in zip(terms, pieces, deltas, factors, strict=True):
             _load_delta(delta, origin, piece, term, start, agrees, factor)
@@ -171,6 +182,8 @@ def _add_elected_mean(out: Tensor, base: Tensor, terms: Sequence[Term], scale: f
         else:
             divisor.add_(torch.eq(divisor, 0.0, out=agrees))
         _store(target, origin, numerator.div_(divisor), scale)
+
+    sweep(kernel, out, sources, num_buffers=count, num_hot=count)
 
 
 def _factors(terms: Sequence[Term], scale: float) -> tuple[list[float], float]:
@@ -209,44 +222,3 @@ def _store(target: Tensor, origin: Tensor, delta: Tensor, scale: float) -> None:
 
 def _as_float32(piece: Tensor, buffer: Tensor) -> Tensor:
     return piece if piece.dtype == torch.float32 else buffer.copy_(piece)
-
-
-def _chunks(
-    out: Tensor, sources: Sequence[Tensor], num_buffers: int, num_hot: int
-) -> Iterator[tuple[int, Tensor, list[Tensor], list[Tensor]]]:
-    """Walk ``out`` and the sources together: (start, piece of out, fp32 buffers, pieces of the sources).
-
-    ``num_hot`` is how many of the buffers should fit into the cache together.
-    """
-    whole = out if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
-    size = _chunk_size(out, num_hot)
-    buffers = _buffers(num_buffers, min(size, out.numel()), out.device)
-    start = 0
-    for target, *pieces in zip(*(split(tensor, size) for tensor in (whole.view(-1), *sources)), strict=True):
-        length = len(target)
-        yield start, target, [buffer[:length] for buffer in buffers] if length < len(buffers[0]) else buffers, pieces
-        start += length
-    if whole is not out:
-        out.copy_(whole)
-
-
-def split(tensor: Tensor, size: int) -> tuple[Tensor, ...]:
-    """Views of ``size`` elements each, the last one shorter, at least one."""
-    return tensor.tensor_split(tuple(range(size, len(tensor), size)))
-
-
-def _chunk_size(out: Tensor, num_hot: int) -> int:
-    if out.device.type != "cpu":
-        return DEVICE_CHUNK
-    # torch splits each pass over its threads in the same way, so every thread finds its part in its own cache.
-    return SCRATCH_ELEMENTS // num_hot // 1024 * 1024 * torch.get_num_threads()
-
-
-def _buffers(count: int, size: int, device: torch.device) -> list[Tensor]:
-    if device.type != "cpu":
-        return list(torch.empty(count, size, dtype=torch.float32, device=device))
-    kept: list[Tensor] = getattr(_local, "buffers", [])
-    if len(kept) < count or len(kept[0]) < size:
-        longest = max([size, *map(len, kept[:1])])
-        kept = _local.buffers = [torch.empty(longest, dtype=torch.float32) for _ in range(max(count, len(kept)))]
-    return [buffer[:size] for buffer in kept[:count]]

@@ -14,7 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from evomerge.methods.sweep import split
+
 LEVELS = 1 << 16
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -100,13 +103,17 @@ class MagnitudeRanking:
     def _keys(self) -> Tensor:
         """One int64 for each entry; ascending order is falling magnitude, then rising flat index."""
         assert self._size < 1 << 31
-        # As fp32, subtracted and not cast afterwards: the very values that apply compares with the threshold.
-        bits = self._expert.to(torch.float32, copy=True).sub_(self._base.float()).abs_().view(torch.int32)
-        self._num_nonzero = int(bits.count_nonzero())
-        keys = torch.empty(self._size, dtype=torch.int64, device=bits.device)
+        keys = torch.empty(self._size, dtype=torch.int64, device=self._base.device)
         halves = keys.view(torch.int32).view(-1, 2)  # little-endian: the low half first
-        halves[:, 0] = torch.arange(self._size, dtype=torch.int32, device=bits.device)
-        halves[:, 1] = bits.neg_()
+        torch.arange(self._size, dtype=torch.int32, device=keys.device, out=halves[:, 0])
+        self._num_nonzero = 0
+        for base, expert, half in zip(
+            *(split(whole, _PIECE) for whole in (self._base, self._expert, halves)), strict=True
+        ):
+            # As fp32, subtracted and not cast afterwards: the very values that apply compares with the threshold.
+            bits = expert.to(torch.float32, copy=True).sub_(base.float()).abs_().view(torch.int32)
+            self._num_nonzero += int(bits.count_nonzero())
+            torch.neg(bits, out=half[:, 1])
         return keys
 
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from evomerge.methods.base import MergeMethod, TensorContext, Value
-from evomerge.methods.elementwise import Term, split
+from evomerge.methods.elementwise import Term
 from evomerge.methods.inputs import Inputs
+from evomerge.methods.sweep import split
 from evomerge.terms import derive_seed
 
 LEVELS = 1 << 16

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from evomerge.errors import UserError
 from evomerge.methods.base import MergeMethod, TensorContext, Value
-from evomerge.methods.elementwise import split, weighted_sum
+from evomerge.methods.elementwise import weighted_sum
 from evomerge.methods.inputs import Inputs, Values, read_number
+from evomerge.methods.sweep import split
 
 NEARLY_PARALLEL = 0.9995  # |cosine| above which the interpolation is linear
 SMALLEST_NORM = 1e-8

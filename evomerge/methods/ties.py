@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from evomerge.methods.base import MergeMethod, TensorContext, Value
 from evomerge.methods.elementwise import Term, add_elected_deltas
 from evomerge.methods.inputs import Inputs, Values, read_densities, read_flag, read_number, read_numbers
 from evomerge.methods.magnitude_trim import MagnitudeRanking
+from evomerge.methods.sweep import run_all
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,8 @@ class Ties(MergeMethod):
     ) -> TiesState:
         """Rank the entries of every task vector by magnitude."""
         inputs = Inputs.check(base, experts, needs_base=True)
-        rankings = {
-            index: MagnitudeRanking(inputs.origin, inputs.experts[index], with_table=context.reused)
-            for index in inputs.active
-        }
-        return TiesState(inputs, rankings)
+        tasks = [partial(MagnitudeRanking, inputs.origin, inputs.experts[i], context.reused) for i in inputs.active]
+        return TiesState(inputs, dict(zip(inputs.active, run_all(tasks), strict=True)))
 
     def apply(self, state: TiesState, values: Values, out: Tensor) -> None:
         """Write the merged tensor."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import MergeFailed
-from evomerge.methods import elementwise
+from evomerge.methods import sweep
 from evomerge.methods.base import MethodSpec, TensorContext, Value
 from evomerge.methods.catalogue import SPECS, load_method
 
@@ -266,7 +266,7 @@ def test_same_bits_for_any_chunks_and_threads(spec: MethodSpec, monkeypatch: pyt
         expected = merge(spec, base, experts)
         torch.set_num_threads(2)  # more elements than torch's own limit for parallel work
         assert torch.equal(merge(spec, base, experts), expected)
-        monkeypatch.setattr(elementwise, "SCRATCH_ELEMENTS", 9 * 1024)
+        monkeypatch.setattr(sweep, "SCRATCH_ELEMENTS", 9 * 1024)
         assert torch.equal(merge(spec, base, experts), expected)
     finally:
         torch.set_num_threads(threads)
