@@ -44,8 +44,8 @@ def main() -> None:
     """Entry point of the ``evomerge`` command."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app(standalone_mode=False, prog_name="evomerge")
-        code = 0
+        # Outside standalone mode the parser returns the code of an Exit instead of raising it.
+        code = int(app(standalone_mode=False, prog_name="evomerge") or 0)
     except InvalidInput as error:
         show_error(*(str(problem) for problem in error.problems))
         code = 1
