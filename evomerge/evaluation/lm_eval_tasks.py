@@ -80,6 +80,17 @@ def lm_eval_conditions() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
+@contextlib.contextmanager
+def without_downloads() -> Iterator[None]:
+    """Data sets that are not on this machine are errors at once, instead of downloads."""
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
 def open_task(leaf: Leaf, split: str, config: FitnessConfig) -> OpenTask:
     """Build a task that evaluates one split.
 

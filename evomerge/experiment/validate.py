@@ -85,8 +85,11 @@ def _validate_experiment(loaded: Experiment, path: Path, documents: bool) -> Val
     downloads = [f"{status.source}: {status.message}" for status in loaded.sources if status.state == "to_download"]
     lines += [f"{status.source}: {status.message}" for status in loaded.sources if status.state != "to_download"]
     if documents:
+        from evomerge.evaluation.lm_eval_tasks import without_downloads
+
         try:
-            plan = plan_documents([*loaded.fitness, *loaded.report])
+            with without_downloads():
+                plan = plan_documents([*loaded.fitness, *loaded.report])
             lines += _document_lines(plan)
             lines += plan.notes
         except DataNotHere as error:
