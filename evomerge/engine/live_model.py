@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -199,9 +200,10 @@ class LiveModel:
         if not self._loaded_as_tied:
             text.tie_word_embeddings = config.tie_word_embeddings = self.models.architecture.is_tied
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                str(directory), config=config, dtype=self.dtype, local_files_only=True, trust_remote_code=False
-            )
+            with _no_progress_bar():
+                model: Any = AutoModelForCausalLM.from_pretrained(
+                    str(directory), config=config, dtype=self.dtype, local_files_only=True, trust_remote_code=False
+                )
         except (OSError, ValueError) as error:
             raise UserError(f"{directory}: transformers cannot load the model ({_first_line(error)})") from error
         module: nn.Module = model.to(self.device).eval().requires_grad_(False)
@@ -246,6 +248,19 @@ def cpu_computes_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 matrices in hardware; without that float32 is several times faster."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, name, bool)()) for name in checks)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _default_state_bytes(device: torch.device) -> int:

@@ -198,7 +198,8 @@ def _download(name: str, revision: str | None, role: Role) -> Path:
     label = f"{role} {name!r}" + (f" at revision {revision!r}" if revision else "")
     if is_offline():
         raise UserError(
-            f"{label} is not in the hub cache and HF_HUB_OFFLINE is set. Download it on a machine with network, give a "
+            f"{label} is neither a local directory nor in the hub cache, and HF_HUB_OFFLINE is set. "
+            "Download it on a machine with network, give a "
             "local directory, or unset HF_HUB_OFFLINE."
         )
     try:

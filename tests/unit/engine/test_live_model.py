@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from evomerge.methods.catalogue import SPECS
 
 from evomerge.engine.live_model import LiveModel, choose_device, choose_dtype, cpu_computes_bfloat16
 from evomerge.engine.model_tensors import check_models
 from evomerge.errors import InvalidInput, MergeFailed, UserError
+from evomerge.methods.catalogue import SPECS
 from evomerge.recipes.recipe import Merge, Recipe, Rule, Source
 
 from .conftest import Family, fine_tuned, recipe_of, tiny_config, tiny_model

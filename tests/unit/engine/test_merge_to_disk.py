@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from evomerge.methods.catalogue import SPECS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.engine import shard_writer
 from evomerge.engine.live_model import LiveModel
 from evomerge.engine.merge_to_disk import merge_to_disk
 from evomerge.errors import UserError
+from evomerge.methods.catalogue import SPECS
 from evomerge.recipes.recipe import Merge, Recipe, Rule
 from evomerge.recipes.recipe_yaml import load_recipe
 
@@ -125,3 +125,14 @@ def test_full_disk_and_taken_directory_are_refused(
     with pytest.raises(UserError, match="free some space"):
         merge_to_disk(recipe, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", SPECS)
+def test_cuda_gives_the_same_bits(method: str, family: Family, tmp_path: Path) -> None:
+    recipe = recipe_of(family, method, seed=1)
+    live = LiveModel(family.base, family.experts, device="cuda")
+    live.apply(recipe_of(family, method, seed=2))
+    live.apply(recipe)
+    live.model.cpu()
+    assert_loads_as(live, merge_to_disk(recipe, tmp_path / "out"), torch.bfloat16)
