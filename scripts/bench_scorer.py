@@ -86,6 +86,15 @@ def _cases(folder: Path, num_documents: int) -> list[Case]:
         "doc_to_target": "{{answer}}",
         "generation_kwargs": {"until": ["\n"], "max_gen_toks": 16, "do_sample": False},
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        "filter_list": [
+            {
+                "name": "last_number",
+                "filter": [
+                    {"function": "regex", "regex_pattern": r"(-?\d+)", "group_select": -1},
+                    {"function": "take_first"},
+                ],
+            }
+        ],
     }
     choose = {
         "output_type": "multiple_choice",

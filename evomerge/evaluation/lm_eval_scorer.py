@@ -30,9 +30,9 @@ LOGLIKELIHOOD_ROWS = 32
 GENERATION_ROWS = 64
 PROMPT_ROWS = 16
 _CACHE_BYTES = {"cpu": 2**28, "cuda": 2**33}  # of a block's keys and values
-_CHECKED_REQUESTS = 8
-_CHECKED_PROMPTS = 5
-_CHECKED_TOKENS = 8
+_CHECKED_REQUESTS = 4
+_CHECKED_PROMPTS = 3
+_CHECKED_TOKENS = 5
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
         self._captured: list[Any] | None = None
         self._slow: dict[str, str] = {}
         self._notes: dict[str, str] = {}
+        self._checked: set[str] = set()
         if self.backend != "causal":
             self._slow = dict.fromkeys(("loglikelihood", "generate_until"), "the model is not decoder-only")
 
@@ -228,11 +229,16 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
     def check(self, prepared: PreparedRequests) -> str | None:
         """Compare a fast loop with lm-eval's on a few requests; what differs, None when they agree.
 
-        After a disagreement, `prepare` lays these requests out for lm-eval's own loop.
+        Done once for each kind of request: it is the model's architecture that decides. After a disagreement,
+        `prepare` lays such requests out for lm-eval's own loop.
         """
+        if prepared.kind in self._checked:
+            return None
+        self._checked.add(prepared.kind)
         try:
             if prepared.loglikelihood is not None:
-                reason = self._check_loglikelihood(prepared.requests[:_CHECKED_REQUESTS])
+                shortest = sorted(prepared.requests, key=lambda request: sum(map(len, request.args)))
+                reason = self._check_loglikelihood(shortest[:_CHECKED_REQUESTS])
             elif prepared.blocks:
                 reason = self._check_generation(prepared.blocks[0])
             else:
@@ -263,11 +269,12 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
     @torch.no_grad()
     def _check_generation(self, block: GenerationBlock) -> str | None:
         """Each generated token must be the best one, within rounding, without cache, padding or batch."""
-        places = range(min(_CHECKED_PROMPTS, len(block.requests)))
+        places = block.lengths.argsort()[:_CHECKED_PROMPTS].tolist()
         prompts = {row: chunk.input_ids[line] for chunk in block.chunks for line, row in enumerate(chunk.rows)}
         rows = [prompts[place][-int(block.lengths[place]) :].tolist() for place in places]
+        rows[0] = rows[0][len(rows[0]) // 2 :]  # one prompt of another length, so that padding is checked too
         few = plan_block(
-            rows, list(places), block.stops, min(block.max_new_tokens, _CHECKED_TOKENS), self.tokenizer.pad_token_id,
+            rows, places, block.stops, min(block.max_new_tokens, _CHECKED_TOKENS), self.tokenizer.pad_token_id,
             2, self.device,
         )  # fmt: skip
         tolerance = 1e-2 if self.model.dtype == torch.float32 else 0.5
