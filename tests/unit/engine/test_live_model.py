@@ -131,8 +131,9 @@ def test_nan_weights_fail_and_the_next_candidate_is_right(
         Recipe(broken),
         recipe_of(Family(family.base, (("broken", broken), *family.experts[1:])), method, 1),
     ):
-        with pytest.raises(MergeFailed, match=r"NaN or infinite in 1 tensors: model\.layers\.1\.mlp\.up_proj\.weight"):
-            live.apply(recipe)
+        for _ in range(2):
+            with pytest.raises(MergeFailed, match=r"in 1 tensors: model\.layers\.1\.mlp\.up_proj\.weight"):
+                live.apply(recipe)
         live.apply(good)
         assert_same(before, snapshot(live))
 
