@@ -17,7 +17,7 @@ from evomerge.methods.sweep import split
 
 NEARLY_PARALLEL = 0.9995  # |cosine| above which the interpolation is linear
 SMALLEST_NORM = 1e-8
-_PIECE = 1 << 18
+_LANES = 1 << 14  # a power of two, below what torch would split over threads
 
 
 @dataclass(frozen=True)
@@ -82,17 +82,15 @@ class Slerp(MergeMethod):
 
 
 def _cosine(left: Tensor, right: Tensor) -> float:
-    norms = [math.sqrt(_dot(tensor, tensor)) for tensor in (left, right)]
-    return _dot(left, right) / math.prod(norm if norm > SMALLEST_NORM else 1.0 for norm in norms)
-
-
-def _dot(left: Tensor, right: Tensor) -> float:
-    """Inner product in fp64, added in an order that depends neither on threads nor on the device."""
-    total = 0.0
-    for left_piece, right_piece in zip(split(left, _PIECE), split(right, _PIECE), strict=True):
-        terms = left_piece.double() * right_piece.double()
-        while len(terms) > 1:
-            half = len(terms) // 2
-            terms = torch.cat([terms[:half] + terms[half : 2 * half], terms[2 * half :]])
-        total += float(terms.sum())
-    return total
+    """Cosine in fp64, added in an order that depends neither on threads nor on the device."""
+    lanes = torch.zeros(3, _LANES, dtype=torch.float64, device=left.device)
+    for left_piece, right_piece in zip(split(left, _LANES), split(right, _LANES), strict=True):
+        x, y = left_piece.double(), right_piece.double()
+        for lane, product in zip(lanes[:, : len(x)], (x * x, y * y, x * y), strict=True):
+            lane.add_(product)
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    squared_left, squared_right, dot = lanes[:, 0].tolist()
+    norms = (math.sqrt(squared_left), math.sqrt(squared_right))
+    return float(dot) / math.prod(norm if norm > SMALLEST_NORM else 1.0 for norm in norms)
