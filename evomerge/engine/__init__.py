@@ -6,6 +6,7 @@
 - ``architecture``: blocks, components and tied tensors of a model, found on the meta device.
 - ``model_tensors``: the models of a recipe opened against one architecture, and whether they fit together.
 - ``tensor_merge``: the one path from (recipe, tensor) to merged values, used in place and on disk.
+- ``tensor_threads``: several tensors in work at a time, where that is faster.
 - ``live_model``: one model in memory that every candidate is written into.
 - ``merge_to_disk``, ``shard_writer``, ``model_card``: the same merge as a checkpoint others can load.
 """
