@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from evomerge.engine.architecture import Architecture
+from evomerge.engine.model_tensors import check_models
 from evomerge.engine.sources import SourceStatus, describe_source
 from evomerge.errors import InvalidInput, Problem, UserError, did_you_mean
 from evomerge.evaluation.fitness_yaml import FitnessConfig, load_fitness, objective_names
@@ -137,7 +137,8 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
     fitness = collect(lambda: load_fitness(config.fitness, f"{where}: fitness", folder))
     report = collect(lambda: load_fitness(config.report, f"{where}: report", folder)) if config.report else []
     space_config = collect(lambda: load_space(config.search_space, f"{where}: search_space", folder))
-    num_blocks, note = _num_blocks(sources, base or experts[0][1])
+    num_blocks = collect(lambda: _num_blocks(sources, base or experts[0][1]))
+    note = "" if num_blocks else "block groups are checked once the models are on this machine"
     space = None
     if space_config is not None:
         models = SpaceModels(base, experts, num_blocks, derive_seed(config.seed, "masks"), config.dtype)
@@ -163,11 +164,16 @@ def _unusable(status: SourceStatus) -> bool:
     return status.state in ("missing", "zoo_to_build")
 
 
-def _num_blocks(sources: Sequence[SourceStatus], reference: Source) -> tuple[int | None, str]:
-    status = next(item for item in sources if item.source == reference)
-    if status.path is None:
-        return None, f"block groups are checked once {reference} is on this machine"
-    return Architecture.of_directory(status.path).num_blocks, ""
+def _num_blocks(sources: Sequence[SourceStatus], reference: Source) -> int | None:
+    """Blocks of the models, None while the reference is not on this machine.
+
+    Raises:
+        UserError: the models do not fit together, told by tensor and shape.
+    """
+    here = [status.source for status in sources if status.ready]
+    if reference not in here:
+        return None
+    return check_models([reference, *(source for source in here if source != reference)]).num_blocks
 
 
 def _optimizer_problems(
