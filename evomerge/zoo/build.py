@@ -165,7 +165,11 @@ def _run_worker(name: str, progress: Progress, stop: _Stop) -> None:
     try:
         with tempfile.TemporaryFile("w+") as errors:
             worker = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, **threads, **quiet, **memory}
+                command,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, **threads, **quiet, **memory},
             )
             stop.workers.add(worker)
             if stop.asked:

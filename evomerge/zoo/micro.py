@@ -51,10 +51,10 @@ class MicroRun:
 
 
 RUNS: dict[str, MicroRun] = {
-    "micro-base": MicroRun({"copy": 0.4, "rev": 0.2, "add": 0.2, "let": 0.2}, 500, 2e-3, 1),
-    "micro-add": MicroRun({"add": 1.0}, 120, 5e-4, 2),
-    "micro-let": MicroRun({"let": 1.0}, 120, 5e-4, 3),
-    "micro-rev": MicroRun({"rev": 1.0}, 120, 5e-4, 4),
+    "micro-base": MicroRun({"copy": 0.38, "rev": 0.09, "add": 0.48, "let": 0.05}, 230, 3e-3, 1),
+    "micro-add": MicroRun({"add": 1.0}, 130, 7e-4, 2),
+    "micro-let": MicroRun({"let": 1.0}, 80, 7e-4, 3),
+    "micro-rev": MicroRun({"rev": 1.0}, 80, 7e-4, 4),
 }
 
 

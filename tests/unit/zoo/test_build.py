@@ -63,6 +63,7 @@ class TestMicroZoo:
         assert manifest["core_seconds"] > 0
         assert catalogue.locate("micro-add") == micro_zoo["micro-add"]
 
+    @pytest.mark.slow
     def test_rebuilding_one_model_gives_the_same_bits(
         self, micro_zoo: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
