@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from evomerge.evaluation.failures import ScoringFailed
+from evomerge.evaluation.request_plans import PassSize
 from evomerge.terms import FailureKind
 
 _COMPACT_BELOW = 0.75  # share of rows still alive below which the finished ones are dropped from the cache
@@ -85,7 +86,7 @@ class GenerationBlock:
 
 def plan_block(
     prompts: Sequence[Sequence[int]], requests: Sequence[int], stops: Sequence[str], max_new_tokens: int,
-    pad_token_id: int, chunk_rows: int, device: torch.device,
+    pad_token_id: int, size: PassSize, device: torch.device,
 ) -> GenerationBlock:  # fmt: skip
     """Lay out one block.
 
@@ -95,13 +96,13 @@ def plan_block(
         stops: strings that end a row.
         max_new_tokens: longest answer.
         pad_token_id: what fills short rows of a chunk.
-        chunk_rows: prompts read in one forward pass.
+        size: of the forward passes that read the prompts.
         device: where the tensors go.
     """
     order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
     chunks = []
-    for start in range(0, len(order), chunk_rows):
-        rows = tuple(order[start : start + chunk_rows])
+    for start, end in size.cut([len(prompts[row]) for row in order]):
+        rows = tuple(order[start:end])
         width = len(prompts[rows[0]])
         ids = torch.full((len(rows), width), pad_token_id, dtype=torch.long)
         mask = torch.zeros((len(rows), width), dtype=torch.long)

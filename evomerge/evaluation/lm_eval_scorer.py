@@ -18,7 +18,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from evomerge.evaluation.failures import ScoringFailed
 from evomerge.evaluation.greedy_decoding import GenerationBlock, generate_block, plan_block, why_not_greedy
 from evomerge.evaluation.lm_eval_tasks import lm_eval_conditions
-from evomerge.evaluation.request_plans import LoglikelihoodPlan, plan_loglikelihood, run_loglikelihood
+from evomerge.evaluation.request_plans import LoglikelihoodPlan, PassSize, plan_loglikelihood, run_loglikelihood
 from evomerge.terms import FailureKind
 
 logger = logging.getLogger(__name__)
@@ -26,9 +26,8 @@ logger = logging.getLogger(__name__)
 RequestKind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
 
 BLOCK_DOCUMENTS = 64  # documents whose log-likelihood requests are batched together
-LOGLIKELIHOOD_ROWS = 32
-GENERATION_ROWS = 64
-PROMPT_ROWS = 16
+STOCK_ROWS = 32
+GENERATION_ROWS = {"cpu": 64, "cuda": 256}
 _CACHE_BYTES = {"cpu": 2**28, "cuda": 2**33}  # of a block's keys and values
 _CHECKED_REQUESTS = 4
 _CHECKED_PROMPTS = 3
@@ -42,7 +41,7 @@ class PreparedRequests:
     Attributes:
         kind: lm-eval's request type.
         requests: the instances, each as often as it repeats.
-        batch_size: rows of a forward pass.
+        batch_size: rows of a forward pass of lm-eval's own loop.
         loglikelihood: the passes, when the head-skipping loop runs them.
         blocks: the blocks, when the greedy loop runs them; with neither, lm-eval's own loop does.
     """
@@ -66,7 +65,7 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int | None = None, exact: bool = False) -> None:
         with lm_eval_conditions():
-            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size or LOGLIKELIHOOD_ROWS)
+            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size or STOCK_ROWS)
         self._asked_batch_size = batch_size
         self._exact = exact
         self._captured: list[Any] | None = None
@@ -109,12 +108,12 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
             requests += [instance for instance in mine for _ in range(instance.repeats or 1)]
             if place % BLOCK_DOCUMENTS == 0 or place == len(groups):
                 ends.append(len(requests))
-        rows = size or (GENERATION_ROWS if kind == "generate_until" else LOGLIKELIHOOD_ROWS)
+        rows = size or STOCK_ROWS
         if exact or kind == "loglikelihood_rolling" or kind in self._slow:
             return PreparedRequests(kind, requests, rows)
         if kind == "loglikelihood":
             tokens = self._tokenise(requests)
-            plan = plan_loglikelihood(tokens, ends, rows, self.max_length, self.device)
+            plan = plan_loglikelihood(tokens, ends, PassSize.of(self.device, size), self.max_length, self.device)
             return PreparedRequests(kind, requests, rows, loglikelihood=plan)
         return PreparedRequests(kind, requests, rows, blocks=self._generation_blocks(requests, size))
 
@@ -177,7 +176,7 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
             for start, end in itertools.pairwise(bounds):
                 block = plan_block(
                     prompts[start:end], members[start:end], stops, new_tokens, self.tokenizer.pad_token_id,
-                    min(size or PROMPT_ROWS, PROMPT_ROWS), self.device,
+                    PassSize.of(self.device, size), self.device,
                 )  # fmt: skip
                 blocks.append(block)
         return tuple(blocks)
@@ -196,7 +195,8 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         row = 2 * config.num_hidden_layers * heads * size * longest * self.model.dtype.itemsize
-        return int(max(1, min(GENERATION_ROWS, _CACHE_BYTES.get(self.device.type, 2**28) // row)))
+        kind = "cuda" if self.device.type == "cuda" else "cpu"
+        return int(max(1, min(GENERATION_ROWS[kind], _CACHE_BYTES[kind] // row)))
 
     def _generate(self, blocks: Sequence[GenerationBlock], num_requests: int) -> list[str]:
         texts = [""] * num_requests
@@ -256,7 +256,8 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
 
     def _check_loglikelihood(self, requests: list[Instance]) -> str | None:
         tokens = self._tokenise(requests)
-        plan = plan_loglikelihood(tokens, [len(tokens)], len(tokens), self.max_length, self.device)
+        size = PassSize.of(self.device, len(tokens))
+        plan = plan_loglikelihood(tokens, [len(tokens)], size, self.max_length, self.device)
         ours = run_loglikelihood(self.model, plan)
         theirs = HFLM.loglikelihood(self, requests, disable_tqdm=True)
         pairs = zip(ours, theirs, tokens, strict=True)
@@ -275,7 +276,7 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
         rows[0] = rows[0][len(rows[0]) // 2 :]  # one prompt of another length, so that padding is checked too
         few = plan_block(
             rows, places, block.stops, min(block.max_new_tokens, _CHECKED_TOKENS), self.tokenizer.pad_token_id,
-            2, self.device,
+            PassSize.of(self.device, 2), self.device,
         )  # fmt: skip
         tolerance = 1e-2 if self.model.dtype == torch.float32 else 0.5
         for line, tokens in enumerate(generate_block(self.model, self.tokenizer, few)):

@@ -55,8 +55,33 @@ class LoglikelihoodPlan:
 Tokens = tuple[list[int], list[int]]  # context, continuation
 
 
+@dataclass(frozen=True)
+class PassSize:
+    """How much one forward pass holds: a CPU is fastest at about a thousand tokens, a GPU wants many more."""
+
+    rows: int
+    tokens: int
+
+    @classmethod
+    def of(cls, device: torch.device, batch_size: int | None) -> PassSize:
+        """The size for a device, or exactly the rows a user asks for."""
+        if batch_size is not None:
+            return cls(batch_size, 2**40)
+        return cls(64, 1024) if device.type == "cpu" else cls(256, 2**14)
+
+    def cut(self, lengths: Sequence[int]) -> list[tuple[int, int]]:
+        """Bounds of the passes over rows of these lengths, longest first."""
+        bounds = []
+        start = 0
+        while start < len(lengths):
+            rows = max(1, min(self.rows, self.tokens // max(1, lengths[start])))
+            bounds.append((start, min(start + rows, len(lengths))))
+            start += rows
+        return bounds
+
+
 def plan_loglikelihood(
-    requests: Sequence[Tokens], block_ends: Sequence[int], batch_size: int, max_length: int, device: torch.device
+    requests: Sequence[Tokens], block_ends: Sequence[int], size: PassSize, max_length: int, device: torch.device
 ) -> LoglikelihoodPlan:
     """Lay out the forward passes.
 
@@ -66,7 +91,7 @@ def plan_loglikelihood(
     Args:
         requests: (context, continuation) token ids.
         block_ends: position after the last request of each block.
-        batch_size: rows of a forward pass.
+        size: of a forward pass.
         max_length: longest input of the model; longer ones lose tokens on the left.
         device: where the tensors go.
     """
@@ -79,8 +104,8 @@ def plan_loglikelihood(
             inputs = tuple((context + continuation)[-(max_length + 1) :][:-1])
             rows.setdefault(inputs, []).append(index)
         ordered = sorted(rows.items(), key=lambda row: (-len(row[0]), row[0]))
-        batches = (ordered[place : place + batch_size] for place in range(0, len(ordered), batch_size))
-        blocks.append(tuple(_batch(batch, requests, device) for batch in batches))
+        bounds = size.cut([len(inputs) for inputs, _ in ordered])
+        blocks.append(tuple(_batch(ordered[first:last], requests, device) for first, last in bounds))
         start = end
     return LoglikelihoodPlan(tuple(blocks), len(requests))
 
