@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -282,8 +282,3 @@ def _refuse_non_finite(answer: Any) -> None:
     number = answer[0] if isinstance(answer, tuple) else answer
     if isinstance(number, float) and not math.isfinite(number):
         raise ScoringFailed(FailureKind.NON_FINITE, "the model gives log-probabilities that are not finite")
-
-
-def shown_metrics(score: ObjectiveScore) -> Mapping[str, float]:
-    """The finite ones among a score's metrics."""
-    return {name: value for name, value in score.metrics.items() if math.isfinite(value)}

@@ -24,11 +24,17 @@ def spread(model, tokenizer, documents, seed):
     ids = [tokenizer(document["text"], return_tensors="pt").input_ids for document in documents]
     return [float(model(input_ids=one).logits[0, -1].float().std()) for one in ids]
 """
+
+
+def few(name: str, **more: Any) -> dict[str, Any]:
+    return {"preset": name, "documents": {"search": {"split": "search", "limit": 20}}, **more}
+
+
 FITNESSES: dict[str, list[Any]] = {
-    "generation": ["micro_add"],
-    "multiple_choice": ["micro_copy"],
-    "several_tasks": ["micro_let", "micro_copy", "micro_add"],
-    "exact": [{"preset": "micro_add", "exact": True}, {"preset": "micro_copy", "exact": True}],
+    "generation": [few("micro_add")],
+    "multiple_choice": [few("micro_copy")],
+    "several_tasks": [few("micro_let"), few("micro_copy"), few("micro_add")],
+    "exact": [few("micro_add", exact=True), few("micro_copy", exact=True)],
     "python": [{"python": "contract_spread:spread", "documents": {"search": {"path": "texts.jsonl"}}}],
 }
 
@@ -53,7 +59,7 @@ def models(micro_zoo: dict[str, Path]) -> dict[str, Any]:
     return {**loaded, "tokenizer": AutoTokenizer.from_pretrained(micro_zoo[names[0]])}
 
 
-@pytest.fixture(params=list(FITNESSES))
+@pytest.fixture(scope="module", params=list(FITNESSES))
 def case(request: pytest.FixtureRequest, folder: Path) -> tuple[list[FitnessConfig], DocumentPlan, EvaluatorSettings]:
     configs = load_fitness(FITNESSES[request.param], base_dir=folder)
     paths = (str(folder),)
@@ -76,14 +82,20 @@ def bound(case: Any, models: dict[str, Any]) -> tuple[Evaluator, Any]:
     return evaluator, model
 
 
+@pytest.fixture(scope="module")
+def ready(case: Any, models: dict[str, Any]) -> tuple[Evaluator, Any]:
+    """One bound evaluator for the tests that leave it and its model as they were."""
+    return bound(case, models)
+
+
 def numbers(evaluation: Evaluation) -> list[list[float]]:
     tables = evaluation.document_scores
     columns = [column for table in tables for column in (table.values, *table.extra.values())]
     return [list(evaluation.fitness), *(column.tolist() for column in columns)]
 
 
-def test_one_finite_value_for_each_objective(case: Any, models: dict[str, Any]) -> None:
-    evaluator, _ = bound(case, models)
+def test_one_finite_value_for_each_objective(case: Any, ready: Any, models: dict[str, Any]) -> None:
+    evaluator, _ = ready
     evaluation = evaluator.evaluate("search")
     assert evaluation.ok, evaluation.failure
     assert len(evaluation.fitness) == len(evaluator.objectives) == len(case[0])
@@ -93,16 +105,16 @@ def test_one_finite_value_for_each_objective(case: Any, models: dict[str, Any]) 
     assert evaluation.seconds.metric >= 0.0
 
 
-def test_documents_are_those_of_the_plan_in_its_order(case: Any, models: dict[str, Any]) -> None:
-    evaluator, _ = bound(case, models)
+def test_documents_are_those_of_the_plan_in_its_order(case: Any, ready: Any, models: dict[str, Any]) -> None:
+    evaluator, _ = ready
     for table, fitness in zip(evaluator.evaluate("search").document_scores, case[1].fitness, strict=True):
         assert table.objective == fitness.name
         assert table.document_ids == fitness.document_ids("search")
         assert table.values.shape == (len(table.document_ids),)
 
 
-def test_scores_follow_the_weights_and_nothing_else(case: Any, models: dict[str, Any]) -> None:
-    evaluator, model = bound(case, models)
+def test_scores_follow_the_weights_and_nothing_else(case: Any, ready: Any, models: dict[str, Any]) -> None:
+    evaluator, model = ready
     own = evaluator.evaluate("search")
     kept = {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict(experts(models)[1].state_dict())
@@ -116,8 +128,8 @@ def test_scores_follow_the_weights_and_nothing_else(case: Any, models: dict[str,
         assert all(np.array_equal(first.extra[name], second.extra[name]) for name in first.extra)
 
 
-def test_the_model_is_left_as_it_was(case: Any, models: dict[str, Any]) -> None:
-    evaluator, model = bound(case, models)
+def test_the_model_is_left_as_it_was(case: Any, ready: Any, models: dict[str, Any]) -> None:
+    evaluator, model = ready
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     evaluator.evaluate("search")
@@ -127,8 +139,8 @@ def test_the_model_is_left_as_it_was(case: Any, models: dict[str, Any]) -> None:
     assert not model._forward_hooks
 
 
-def test_broken_weights_are_a_status(case: Any, models: dict[str, Any]) -> None:
-    evaluator, model = bound(case, models)
+def test_broken_weights_are_a_status(case: Any, ready: Any, models: dict[str, Any]) -> None:
+    evaluator, model = ready
     whole = evaluator.evaluate("search")
     kept = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
@@ -158,8 +170,8 @@ def test_running_out_of_memory_is_a_status(case: Any, models: dict[str, Any], mo
     assert evaluator.evaluate("search").fitness == pytest.approx(whole.fitness, rel=1e-5)
 
 
-def test_what_crosses_to_a_worker_builds_the_same_evaluator(case: Any, models: dict[str, Any]) -> None:
-    evaluator, model = bound(case, models)
+def test_what_crosses_to_a_worker_builds_the_same_evaluator(case: Any, ready: Any, models: dict[str, Any]) -> None:
+    evaluator, model = ready
     configs = [json.loads(json.dumps(config.model_dump(mode="json"))) for config in case[0]]
     rebuilt = build_evaluator(configs, json.loads(json.dumps(case[1].to_json())), case[2])
     rebuilt.bind(model, models["tokenizer"])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evomerge.errors import UserError
 from evomerge.evaluation.documents import plan_documents
 from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 from evomerge.evaluation.fitness_yaml import load_fitness
@@ -24,10 +25,9 @@ METRICS = {
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "fewshot": {"fewshot": 2},
+    "fewshot": {"fewshot": 2, "system_prompt": "Be brief.", "gen_kwargs": {"max_gen_toks": 5}},
     "chat": {"fewshot": 3, "apply_chat_template": True, "system_prompt": "Answer with a number."},
     "chat_one_turn": {"fewshot": 1, "apply_chat_template": True, "fewshot_as_multiturn": False},
-    "system_prompt": {"system_prompt": "Be brief.", "gen_kwargs": {"max_gen_toks": 5}},
 }
 
 
@@ -138,3 +138,12 @@ def test_exact_mode_gives_the_same_bits_as_lm_eval(
     assert list(ours.document_scores[0].extra["gold_logprob"]) == lead
     values = [sample["early_letters"] for sample in theirs["samples"]["tiny_code"]]
     assert list(ours.document_scores[1].values) == values
+
+
+def test_a_tokenizer_without_chat_template_is_a_user_error(model: Any, task_dir: Path) -> None:
+    from tests.unit.evaluation.conftest import tiny_tokenizer
+
+    plain = tiny_tokenizer()
+    plain.chat_template = None
+    with pytest.raises(UserError, match="fitness tiny_choose: .* the model's tokenizer has no chat template"):
+        score(model, plain, task_dir, {"tiny_choose": "acc"}, {"apply_chat_template": True})
