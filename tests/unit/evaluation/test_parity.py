@@ -145,5 +145,5 @@ def test_a_tokenizer_without_chat_template_is_a_user_error(model: Any, task_dir:
 
     plain = tiny_tokenizer()
     plain.chat_template = None
-    with pytest.raises(UserError, match="fitness tiny_choose: .* the model's tokenizer has no chat template"):
+    with pytest.raises(UserError, match=r"fitness tiny_choose: .* the model's tokenizer has no chat template"):
         score(model, plain, task_dir, {"tiny_choose": "acc"}, {"apply_chat_template": True})
