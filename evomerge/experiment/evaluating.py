@@ -61,8 +61,8 @@ def evaluate(
     without = [config.name for config in configs if split not in config.roles]
     if without:
         raise InvalidInput([Problem(f"fitness {name}", f"has no {split} documents") for name in without])
-    plan = plan_documents(configs)
     imports = (str(Path.cwd()),)
+    plan = plan_documents(configs, imports)
     objectives = build_evaluator(configs, plan, EvaluatorSettings(import_paths=imports)).objectives
     base, experts = _models(recipe)
     worker_plan = WorkerPlan(

@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from evomerge.engine.sources import fingerprint
+from evomerge.errors import ResumeRefused
 from evomerge.evaluation.documents import DocumentPlan
 from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 from evomerge.experiment.config import RuntimeConfig
-from evomerge.experiment.load import Experiment
+from evomerge.experiment.load import CHANGEABLE, Experiment
 from evomerge.runtime.build import build_executor
 from evomerge.runtime.early_ray import EarlyRay
 from evomerge.runtime.executor import Executor, WorkerPlan
 from evomerge.runtime.resources import RuntimeSettings
-from evomerge.store.manifest import Manifest, build_manifest
+from evomerge.store.manifest import Manifest, build_manifest, compare_manifests, load_manifest
+from evomerge.store.run_dir import RunDir
 from evomerge.terms import Objective
 
 
@@ -95,6 +98,30 @@ def describe_run(loaded: Experiment, plan: DocumentPlan) -> Manifest:
     names = {**({"base": loaded.base} if loaded.base else {}), **dict(loaded.experts)}
     models = {name: fingerprint(source) for name, source in names.items()}
     return build_manifest(loaded.resolved, loaded.fingerprint, models, plan.to_json())
+
+
+def check_unchanged(loaded: Experiment, plan: DocumentPlan, folder: RunDir) -> tuple[str, ...]:
+    """Make sure that a run is resumed as what it was started.
+
+    Args:
+        loaded: the experiment now.
+        plan: its documents now.
+        folder: the run.
+
+    Returns:
+        Harmless changes, worth a line each.
+
+    Raises:
+        ResumeRefused: the experiment, a model or a task changed; the message lists what.
+    """
+    old, new = load_manifest(folder.manifest_path), describe_run(loaded, plan)
+    changes = compare_manifests(replace(old, documents={}), replace(new, documents={}), CHANGEABLE)
+    # Documents are compared by what they say, not by where their files lie.
+    refuse = [*changes.refuse, *DocumentPlan.from_json(old.documents).differences(plan)]
+    if refuse:
+        lines = "\n".join(f"  {line}" for line in refuse)
+        raise ResumeRefused(f"{folder.path}: this is not the run that was started:\n{lines}\nStart a new run instead.")
+    return changes.warn
 
 
 @contextmanager

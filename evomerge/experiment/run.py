@@ -14,11 +14,11 @@ from pathlib import Path
 
 import evomerge
 from evomerge.engine.sources import resolve_source
-from evomerge.errors import ResumeRefused
 from evomerge.evaluation.documents import DocumentPlan, plan_documents
 from evomerge.experiment.finish import Finish, baseline_jobs
-from evomerge.experiment.load import CHANGEABLE, Experiment, load_experiment
+from evomerge.experiment.load import Experiment, load_experiment
 from evomerge.experiment.prepare import (
+    check_unchanged,
     describe_run,
     find_objectives,
     logging_to,
@@ -40,7 +40,7 @@ from evomerge.search.catalogue import build_optimizer
 from evomerge.search.scalarise import build_scalariser
 from evomerge.store.events import Event, Resumed, RunFinished, RunStarted
 from evomerge.store.live_projection import LiveProjection
-from evomerge.store.manifest import compare_manifests, load_manifest, write_manifest
+from evomerge.store.manifest import write_manifest
 from evomerge.store.run_dir import RunDir
 from evomerge.store.run_state import read_state
 
@@ -74,7 +74,7 @@ def run(
         loaded = load_experiment(experiment, overrides)
     with ExitStack() as stack:
         early = start_ray(loaded, stack)
-        plan = plan_documents([*loaded.fitness, *loaded.report])
+        plan = plan_documents([*loaded.fitness, *loaded.report], loaded.config.import_paths)
         manifest = describe_run(loaded, plan)
         folder = RunDir.create(run_dir or Path("runs") / loaded.config.name, overwrite=overwrite)
         stack.callback(folder.close)
@@ -122,18 +122,12 @@ def resume(
         # Optimizers may size themselves by the budget: a longer budget must not change what the first one asked.
         problem = load_experiment(folder.experiment_path).problem()
         early = start_ray(loaded, stack)
-        plan = plan_documents([*loaded.fitness, *loaded.report])
-        old = load_manifest(folder.manifest_path)
-        changes = compare_manifests(old, describe_run(loaded, plan), CHANGEABLE)
-        if changes.refuse:
-            lines = "\n".join(f"  {line}" for line in changes.refuse)
-            raise ResumeRefused(
-                f"{folder.path}: this is not the run that was started:\n{lines}\nStart a new run instead."
-            )
-        for line in changes.warn:
+        plan = plan_documents([*loaded.fitness, *loaded.report], loaded.config.import_paths)
+        warnings = check_unchanged(loaded, plan, folder)
+        for line in warnings:
             view.note(f"changed since the start: {line}")
         events = folder.event_log().read()
-        resumed = Resumed(time.time(), evomerge.__version__, changes.warn)
+        resumed = Resumed(time.time(), evomerge.__version__, warnings)
         return _drive(_Opening(loaded, plan, folder, events, resumed, problem, early), view, stack)
 
 

@@ -62,7 +62,7 @@ def validate(name: str | Path, overrides: Sequence[str] = (), documents: bool = 
         return Validation(path, "search space")
     if "task" in mapping or "python" in mapping:
         configs = load_fitness([path], str(path), path.resolve().parent)
-        plan = plan_documents(configs)
+        plan = plan_documents(configs, (str(path.resolve().parent),))
         return Validation(path, "fitness", _document_lines(plan))
     raise InvalidInput(
         [
@@ -89,7 +89,7 @@ def _validate_experiment(loaded: Experiment, path: Path, documents: bool) -> Val
 
         try:
             with without_downloads():
-                plan = plan_documents([*loaded.fitness, *loaded.report])
+                plan = plan_documents([*loaded.fitness, *loaded.report], loaded.config.import_paths)
             lines += _document_lines(plan)
             lines += plan.notes
         except DataNotHere as error:
