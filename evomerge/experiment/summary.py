@@ -95,7 +95,7 @@ def build_summary(
         keys = {"search": candidate_key(number)}
         keys |= {split: f"{split}:{candidate_key(number)}" for split in SPLITS if split != "search"}
         kind = "winner" if number == winner else "finalist"
-        rows.append(_row(scores, kind, f"{kind} (candidate {number})", keys))
+        rows.append(_row(scores, kind, f"{kind} c{number}", keys))
     for name in baselines:
         rows.append(_row(scores, "baseline", name, {split: f"baseline:{name}:{split}" for split in SPLITS}))
     done = [event for event in state.outcomes.values() if isinstance(event, Evaluated) and event.candidate is not None]

@@ -29,7 +29,7 @@ def _scores(summary: Mapping[str, Any]) -> Table:
     split = "held_out" if any(row["held_out"] for row in summary["rows"]) else "search"
     title = f"{summary['name']}: scores on {_documents(summary, split)} {split.replace('_', '-')} documents"
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    table.add_column("model", overflow="fold")
+    table.add_column("model", no_wrap=True)
     names = [*summary["objectives"], *summary["reported_only"]]
     table.add_column("mean" if summary["scalarisation"] == "weighted_mean" else "first", justify="right")
     table.add_column(f"{summary['confidence']:.0%} interval", justify="right")
@@ -37,12 +37,14 @@ def _scores(summary: Mapping[str, Any]) -> Table:
         table.add_column(name + (" *" if name in summary["reported_only"] else ""), justify="right", overflow="fold")
     table.add_column("on search", justify="right")
     for row in sorted(summary["rows"], key=lambda row: -_value(row, split)):
-        scores = row[split] or {}
-        interval = f"{scores['low']:.3f} to {scores['high']:.3f}" if scores.get("low") is not None else ""
-        cells = [_number(scores.get("scores", {}).get(name)) for name in names]
+        scores = row[split]
+        if not scores:  # finalists that validation left behind
+            continue
+        interval = f"{scores['low']:.3f}-{scores['high']:.3f}" if scores["low"] is not None else ""
+        cells = [_number(scores["scores"].get(name)) for name in names]
         style = "bold" if row["kind"] == "winner" else ""
         on_search = _number((row["search"] or {}).get("value"))
-        table.add_row(row["name"], _number(scores.get("value")), interval, *cells, on_search, style=style)
+        table.add_row(row["name"], _number(scores["value"]), interval, *cells, on_search, style=style)
     if summary["reported_only"]:
         table.caption = "* reported only: not searched, not in the mean"
         table.caption_justify = "left"
