@@ -35,6 +35,7 @@ def test_hub_id_that_is_not_cached_when_offline(monkeypatch: pytest.MonkeyPatch,
         resolve_source(Source("some-org/some-model", revision="v1"))
     assert describe_source(Source("some-org/some-model")).state == "missing"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     assert describe_source(Source("some-org/some-model")).state == "to_download"
 
 
