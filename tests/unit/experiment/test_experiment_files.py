@@ -54,10 +54,8 @@ def test_bad_durations_and_sizes() -> None:
 
 
 def test_models_from_text_list_and_mapping() -> None:
-    models = ModelsConfig.model_validate(
-        {"experts": ["org/a@v1", "./b+lora@x", {"model": "zoo:c", "adapter": "d"}][:2]}
-    )
-    assert list(models.experts) == ["a", "b_lora"] or set(models.experts) == {"a", "b"}
+    models = ModelsConfig.model_validate({"experts": ["org/a@v1", "./b"]})
+    assert list(models.experts) == ["a", "b"]
     assert models.experts["a"].source() == Source("org/a", "v1")
     with pytest.raises(ValidationError, match="same last path part"):
         ModelsConfig.model_validate({"experts": ["x/a", "y/a"]})
