@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from evomerge.engine.architecture import Architecture, Slot, load_config
 from evomerge.engine.model_tensors import OpenModels
 from evomerge.engine.sources import resolve_source
-from evomerge.engine.tensor_merge import DTYPES, OutputDtype, PendingTensor, TensorMerger, check_finite, checksum
+from evomerge.engine.tensor_merge import DTYPES, OutputDtype, PendingTensor, TensorMerger, check_finite
 from evomerge.engine.tensor_threads import TensorThreads
 from evomerge.errors import UserError
+from evomerge.methods.elementwise import checked_copy
 from evomerge.recipes.recipe import Node, Recipe, Source
 
 
@@ -179,9 +180,7 @@ class LiveModel:
         is_direct = output in (parameter.dtype, torch.float32, torch.float64)
         target = parameter if is_direct else self._scratch_for(slot, output)
         self._merger.write(pending, target)
-        sums[slot.name] = checksum(target)
-        if target is not parameter:
-            parameter.copy_(target)
+        sums[slot.name] = checked_copy(None if target is parameter else parameter, target)
         if held is not None:
             self._holds[slot.name] = held
 

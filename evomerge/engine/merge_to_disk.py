@@ -20,8 +20,9 @@ from evomerge.engine.shard_writer import (
     atomic_directory,
     check_output_dir,
 )
-from evomerge.engine.tensor_merge import OutputDtype, TensorMerger, check_finite, checksum
+from evomerge.engine.tensor_merge import OutputDtype, TensorMerger, check_finite
 from evomerge.engine.tensor_threads import TensorThreads
+from evomerge.methods.elementwise import checked_copy
 from evomerge.recipes.recipe import Recipe
 
 # Everything beside the weights that scoring or serving reads. Copied as it is from the recipe's reference.
@@ -99,7 +100,7 @@ def _write_weights(recipe: Recipe, models: OpenModels, writer: ShardWriter, prog
         with torch.no_grad():
             merged = torch.empty(entry.shape, dtype=entry.dtype)
             merger.write(merger.pending(recipe.model, slot), merged)
-            check_finite([(entry.name, checksum(merged))])
+            check_finite([(entry.name, checked_copy(None, merged))])
         models.release(slot)
         return merged
 

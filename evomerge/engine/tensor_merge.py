@@ -280,13 +280,8 @@ class OutputDtype:
         return self._dtype or self._reference.dtype(slot.name)
 
 
-def checksum(tensor: Tensor) -> Tensor:
-    """A 0-d tensor that is finite exactly when all of a merged tensor is (short of an fp32 overflow of its sum)."""
-    return tensor.sum(dtype=torch.float32) if tensor.dtype == torch.float16 else tensor.sum()
-
-
 def check_finite(sums: list[tuple[str, Tensor]]) -> None:
-    """Check the checksums of written tensors, in one go.
+    """Check what ``checked_copy`` returned for written tensors, in one go.
 
     Raises:
         MergeFailed: naming the tensors that are not finite.

@@ -1,33 +1,20 @@
-"""The fused passes over memory that every elementwise method is made of.
+"""The passes over memory that every elementwise method is made of.
 
-Arithmetic is fp32 whatever the storage dtype, with one rounding into the output. Masks are applied by ``hardshrink``
-and ``threshold_backward``, signs by ``copysign``: on a CPU torch has vector code for these, but not for ``where`` and
-for comparisons that give booleans.
+Arithmetic is fp32 whatever the storage dtype, with one rounding into the output. On a CPU bf16, fp16 and fp32 go
+through the loops of ``compiled``, everything else through torch, in chunks that bound the temporaries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from evomerge.methods.sweep import sweep
-
-
-class Trim(Protocol):
-    """Drops entries of one task vector."""
-
-    def __call__(self, delta: Tensor, start: int, scratch: Tensor) -> None:
-        """Zero the dropped entries of ``delta`` in place.
-
-        Args:
-            delta: fp32 ``(c,)``, elements ``start`` to ``start + c`` of the flat task vector.
-            start: flat index of the first element.
-            scratch: fp32 ``(c,)`` to write on.
-        """
+from evomerge.methods.trim import Rule, Trim
 
 
 @dataclass(frozen=True)
@@ -60,6 +47,10 @@ def weighted_sum(out: Tensor, sources: Sequence[Tensor], weights: Sequence[float
     if not terms:
         out.zero_()
         return
+    sources = [source for source, _ in terms]
+    if (compiled := _compiled(out, sources)) is not None:
+        compiled.weighted_sum(out, sources, [weight for _, weight in terms])
+        return
 
     def kernel(start: int, target: Tensor, buffers: list[Tensor], pieces: Sequence[Tensor]) -> None:
         sum_, loaded = buffers
@@ -73,7 +64,7 @@ def weighted_sum(out: Tensor, sources: Sequence[Tensor], weights: Sequence[float
         if sum_ is not target:
             target.copy_(sum_)
 
-    sweep(kernel, out, [source for source, _ in terms], num_buffers=2, num_hot=4)
+    sweep(kernel, out, sources, num_buffers=2)
 
 
 @torch.no_grad()
@@ -88,6 +79,9 @@ def add_deltas(out: Tensor, base: Tensor, terms: Sequence[Term], scale: float) -
     """
     if not terms or scale == 0.0:
         out.copy_(base.view(out.shape))
+        return
+    if (compiled := _compiled(out, [base, *(term.expert for term in terms)])) is not None:
+        _merge_compiled(compiled, "sum", out, base, terms, scale)
         return
     sources = [base, *(term.expert for term in terms)]
     factors, scale = _factors(terms, scale)
@@ -104,7 +98,7 @@ def add_deltas(out: Tensor, base: Tensor, terms: Sequence[Term], scale: float) -
                 sum_.mul_(factors[0])
         _store(target, origin, sum_, scale)
 
-    sweep(kernel, out, sources, num_buffers=4, num_hot=4)
+    sweep(kernel, out, sources, num_buffers=4)
 
 
 @torch.no_grad()
@@ -125,10 +119,33 @@ def add_elected_deltas(out: Tensor, base: Tensor, terms: Sequence[Term], scale: 
         add_deltas(out, base, terms, scale / terms[0].share if normalize else scale)
     elif not terms or scale == 0.0:
         out.copy_(base.view(out.shape))
+    elif (compiled := _compiled(out, [base, *(term.expert for term in terms)])) is not None:
+        combine = "elected_mean" if normalize else "elected_sum"
+        _merge_compiled(compiled, combine, out, base, terms, scale)
     elif normalize:
         _add_elected_mean(out, base, terms, scale)
     else:
         _add_elected_sum(out, base, terms, scale)
+
+
+@torch.no_grad()
+def checked_copy(out: Tensor | None, source: Tensor) -> Tensor:
+    """Write a contiguous tensor into another one of its shape, if one is given.
+
+    Args:
+        out: any float dtype; the cast rounds once.
+        source: any float dtype.
+
+    Returns:
+        A 0-d tensor on the source's device that is finite exactly when all of the source is (short of an fp32 overflow
+        of its sum on an accelerator). Reading it waits for the device; that is left to the caller.
+    """
+    compiled = _compiled(source if out is None else out, [source])
+    if compiled is not None and (out is None or out.is_contiguous()):
+        return torch.tensor(0.0 if compiled.copy(out, source) else float("nan"))
+    if out is not None:
+        out.copy_(source)
+    return source.sum(dtype=torch.float32) if source.dtype == torch.float16 else source.sum()
 
 
 def _add_elected_sum(out: Tensor, base: Tensor, terms: Sequence[Term], scale: float) -> None:
@@ -150,7 +167,7 @@ def _add_elected_sum(out: Tensor, base: Tensor, terms: Sequence[Term], scale: fl
                 torch.abs(sum_, out=absolute)
         _store(target, origin, sum_.add_(absolute.copysign_(sum_)), 0.5 * scale)
 
-    sweep(kernel, out, sources, num_buffers=5, num_hot=4)
+    sweep(kernel, out, sources, num_buffers=5)
 
 
 def _add_elected_mean(out: Tensor, base: Tensor, terms: Sequence[Term], scale: float) -> None:
@@ -183,7 +200,7 @@ def _add_elected_mean(out: Tensor, base: Tensor, terms: Sequence[Term], scale: f
             divisor.add_(torch.eq(divisor, 0.0, out=agrees))
         _store(target, origin, numerator.div_(divisor), scale)
 
-    sweep(kernel, out, sources, num_buffers=count, num_hot=count)
+    sweep(kernel, out, sources, num_buffers=count)
 
 
 def _factors(terms: Sequence[Term], scale: float) -> tuple[list[float], float]:
@@ -222,3 +239,28 @@ def _store(target: Tensor, origin: Tensor, delta: Tensor, scale: float) -> None:
 
 def _as_float32(piece: Tensor, buffer: Tensor) -> Tensor:
     return piece if piece.dtype == torch.float32 else buffer.copy_(piece)
+
+
+def _compiled(out: Tensor, sources: Sequence[Tensor]) -> ModuleType | None:
+    """The compiled kernels, if they take these tensors."""
+    if out.device.type != "cpu":
+        return None
+    from evomerge.methods import compiled
+
+    return compiled if compiled.fits(out, sources) else None
+
+
+def _merge_compiled(
+    compiled: ModuleType, combine: str, out: Tensor, base: Tensor, terms: Sequence[Term], scale: float
+) -> None:
+    factors, scale = _factors(terms, scale)
+    parts = [
+        compiled.Part(
+            term.expert,
+            factor if term.weight > 0.0 else -factor,
+            term.share,
+            Rule() if term.trim is None else term.trim.rule,
+        )
+        for factor, term in zip(factors, terms, strict=True)
+    ]
+    compiled.merge_deltas(combine, out, base, parts, scale)

@@ -52,7 +52,7 @@ class Inputs:
                 raise ValueError(f"base and experts must hold floats, got {tensor.dtype}")
         flat = tuple(tensor.detach().reshape(-1) for tensor in experts)
         origin = None if base is None else base.detach().reshape(-1)
-        active = tuple(i for i, expert in enumerate(flat) if origin is None or not _equal(origin, expert))
+        active = tuple(i for i, expert in enumerate(flat) if origin is None or not is_equal(origin, expert))
         copied = sum(tensor.nbytes for tensor in tensors if not tensor.is_contiguous())
         return cls(origin, flat, copied, active)
 
@@ -120,7 +120,8 @@ def normalizer(coefficients: Sequence[float], normalize: bool) -> float:
     return total if abs(total) >= SMALLEST_SUM else 1.0
 
 
-def _equal(left: Tensor, right: Tensor) -> bool:
+def is_equal(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same numbers, whatever their dtypes."""
     if left.dtype == right.dtype:
         return torch.equal(left, right)
     return torch.equal(left.float(), right.float())

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from evomerge.errors import MergeFailed
 from evomerge.methods.base import MergeMethod, TensorContext, Value
 from evomerge.methods.elementwise import weighted_sum
-from evomerge.methods.inputs import SMALLEST_SUM, Inputs, Values, read_flag, read_numbers
+from evomerge.methods.inputs import SMALLEST_SUM, Inputs, Values, is_equal, read_flag, read_numbers
+
+
+@dataclass(frozen=True)
+class LinearState:
+    """Models, and the indices of the experts that equal the first one, itself among them."""
+
+    inputs: Inputs
+    equal: tuple[int, ...]
 
 
 class Linear(MergeMethod):
@@ -24,22 +33,29 @@ class Linear(MergeMethod):
         experts: Sequence[Tensor],
         structural: Mapping[str, Value],
         context: TensorContext,
-    ) -> Inputs:
-        """Keep the experts."""
-        return Inputs.check(None, experts)
+    ) -> LinearState:
+        """Keep the experts, and find equal ones: a tensor that nobody trained is read once."""
+        inputs = Inputs.check(None, experts)
+        first = inputs.experts[0]
+        equal = (index for index, expert in enumerate(inputs.experts) if expert is first or is_equal(first, expert))
+        return LinearState(inputs, tuple(equal))
 
-    def apply(self, state: Inputs, values: Values, out: Tensor) -> None:
+    def apply(self, state: LinearState, values: Values, out: Tensor) -> None:
         """Write the weighted sum.
 
         Raises:
             MergeFailed: normalised coefficients that sum to 0.
         """
-        coefficients = read_numbers(values, "coefficient", len(state.experts))
+        experts = state.inputs.experts
+        coefficients = read_numbers(values, "coefficient", len(experts))
         total = sum(coefficients) if read_flag(values, "normalize") else 1.0
         if abs(total) < SMALLEST_SUM:
             raise MergeFailed(f"linear: the coefficients {list(coefficients)} sum to 0 and cannot be normalized")
-        weighted_sum(out, state.experts, [coefficient / total for coefficient in coefficients])
+        others = [index for index in range(len(experts)) if index not in state.equal]
+        first = sum(coefficients[index] for index in state.equal)
+        weights = [first, *(coefficients[index] for index in others)]
+        weighted_sum(out, [experts[index] for index in (0, *others)], [weight / total for weight in weights])
 
-    def state_bytes(self, state: Inputs) -> int:
+    def state_bytes(self, state: LinearState) -> int:
         """Bytes of copied inputs."""
-        return state.copied_bytes
+        return state.inputs.copied_bytes

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from evomerge.methods.sweep import split
+from evomerge.methods.trim import MAGNITUDE, Rule
 
 LEVELS = 1 << 16
 _PIECE = 1 << 20
@@ -43,6 +44,11 @@ class MagnitudeTrim:
         else:
             for part, limit in ((delta[:position], below), (delta[position:], self.threshold)):
                 torch.hardshrink(part, limit, out=part)
+
+    @property
+    def rule(self) -> Rule:
+        """The same as numbers."""
+        return Rule(MAGNITUDE, self.threshold, self.cut)
 
 
 class MagnitudeRanking:

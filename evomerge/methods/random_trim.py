@@ -18,6 +18,7 @@ from evomerge.methods.base import MergeMethod, TensorContext, Value
 from evomerge.methods.elementwise import Term
 from evomerge.methods.inputs import Inputs
 from evomerge.methods.sweep import split
+from evomerge.methods.trim import RANDOM, Rule
 from evomerge.terms import derive_seed
 
 LEVELS = 1 << 16
@@ -44,6 +45,11 @@ class RandomTrim:
         codes = scratch.copy_(self.codes[start : start + len(delta)])
         # The one vectorised "first where second > limit, else 0".
         torch.ops.aten.threshold_backward.grad_input(delta, codes, 32767 - self.level, grad_input=delta)
+
+    @property
+    def rule(self) -> Rule:
+        """The same as numbers."""
+        return Rule(RANDOM, 32767 - self.level, codes=self.codes)
 
 
 @dataclass(frozen=True)

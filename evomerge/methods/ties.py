@@ -9,10 +9,10 @@ from functools import partial
 from torch import Tensor
 
 from evomerge.methods.base import MergeMethod, TensorContext, Value
+from evomerge.methods.cores import run_all
 from evomerge.methods.elementwise import Term, add_elected_deltas
 from evomerge.methods.inputs import Inputs, Values, read_densities, read_flag, read_number, read_numbers
 from evomerge.methods.magnitude_trim import MagnitudeRanking
-from evomerge.methods.sweep import run_all
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import MergeFailed
-from evomerge.methods import sweep
+from evomerge.methods import cores, elementwise, sweep
 from evomerge.methods.base import MethodSpec, TensorContext, Value
 from evomerge.methods.catalogue import SPECS, load_method
 
@@ -258,18 +258,34 @@ def test_writes_into_a_parameter_that_requires_grad(spec: MethodSpec) -> None:
 
 
 @every_method
-def test_same_bits_for_any_chunks_and_threads(spec: MethodSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_bits_for_any_number_of_threads(spec: MethodSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
     base, experts = models(spec, arrangements(spec)[-1], torch.bfloat16, shape=(70001,))
+    monkeypatch.setattr(cores, "SMALLEST_PART", 100)
     try:
         torch.set_num_threads(1)
         expected = merge(spec, base, experts)
-        torch.set_num_threads(2)  # more elements than torch's own limit for parallel work
-        assert torch.equal(merge(spec, base, experts), expected)
-        monkeypatch.setattr(sweep, "SCRATCH_ELEMENTS", 9 * 1024)
-        assert torch.equal(merge(spec, base, experts), expected)
+        for count in (2, 3, 7):
+            torch.set_num_threads(count)
+            assert torch.equal(merge(spec, base, experts), expected)
     finally:
         torch.set_num_threads(threads)
+
+
+@every_method
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_compiled_loops_and_torch_agree(spec: MethodSpec, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What merges on a CPU is what merges on an accelerator, up to the rounding of fused operations."""
+    for arrangement in arrangements(spec):
+        base, experts = models(spec, arrangement, dtype)
+        for normalize in (False, True):
+            compiled = merge(spec, base, experts, out_dtype=torch.float32, normalize=normalize)
+            with monkeypatch.context() as patched:
+                patched.setattr(elementwise, "_compiled", lambda out, sources: None)
+                whole = merge(spec, base, experts, out_dtype=torch.float32, normalize=normalize)
+                patched.setattr(sweep, "CPU_CHUNK", 100)
+                assert torch.equal(merge(spec, base, experts, out_dtype=torch.float32, normalize=normalize), whole)
+            torch.testing.assert_close(compiled, whole, rtol=1e-6, atol=1e-6)
 
 
 @every_method

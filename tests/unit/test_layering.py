@@ -38,6 +38,7 @@ DOORS = {
     "optuna": ["search/optuna_samplers.py", "store/optuna_study.py"],
     "optuna_dashboard": ["store/dashboard.py"],
     "moocore": ["search/front.py"],
+    "numba": ["methods/kernels.py"],
     "datasets": ["evaluation/lm_eval_*.py"],
     "gguf": ["zoo/smollm2*.py"],
     "typer": ["cli/*.py"],
@@ -105,7 +106,7 @@ def test_heavy_libraries_have_one_door(library: str) -> None:
 
 @pytest.mark.parametrize("name", ["evomerge", *(f"evomerge.{room}" for room in LAYERS if LAYERS[room] != 6)])
 def test_rooms_import_light(name: str) -> None:
-    heavy = ("torch", "transformers", "ray", "lm_eval", "optuna", "datasets", "cmaes", "moocore", "scipy")
+    heavy = ("torch", "transformers", "ray", "lm_eval", "optuna", "datasets", "cmaes", "moocore", "scipy", "numba")
     script = f"import sys, {name}; print([m for m in {heavy!r} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
