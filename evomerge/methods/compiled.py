@@ -128,7 +128,7 @@ def copy(out: Tensor | None, source: Tensor) -> bool:
 
 
 def _tell_autograd(written: Tensor) -> None:
-    """torch did not see the write; whoever watches the version of a tensor should."""
+    """Torch did not see the write; whoever watches the version of a tensor should."""
     if not written.is_inference():
         increment_version(written)
 
