@@ -153,7 +153,8 @@ def _write_recipe(
     text = format_recipe(recipe)
     (directory / "recipe.yaml").write_text(text)
     try:
-        mergekit = format_mergekit(recipe, models.architecture.num_blocks)
+        tensors = [(slot.name, slot.block, slot.component) for slot in models.architecture.slots]
+        mergekit = format_mergekit(recipe, models.architecture.num_blocks, tensors)
     except NotExpressible:
         pass  # the recipe says more than mergekit's dialect can
     else:

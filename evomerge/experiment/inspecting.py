@@ -108,15 +108,20 @@ def project(path: str | Path, storage: str | None = None) -> int:
         Number of trials.
 
     Raises:
-        UserError: there is no run, or the storage cannot be used.
+        UserError: there is no run, it goes on and writes its journal itself, or the storage cannot be used.
     """
     opened = open_run(path)
     assert opened.state.started is not None
-    study = StudyProjection(storage or opened.run_dir.study_path, opened.state.started)
+    locked = None if storage else RunDir.open(path, exclusive=True)
     try:
-        return study.rebuild(opened.state)
+        study = StudyProjection(storage or opened.run_dir.study_path, opened.state.started)
+        try:
+            return study.rebuild(opened.state)
+        finally:
+            study.close()
     finally:
-        study.close()
+        if locked is not None:
+            locked.close()
 
 
 def dashboard(path: str | Path, port: int = 8080, storage: str | None = None) -> None:

@@ -145,10 +145,18 @@ class Worker:
 
 
 def only_finite(evaluation: Evaluation) -> Evaluation:
-    """The evaluation, turned into a failure when a fitness value is not a finite number."""
+    """The evaluation, turned into a failure when a fitness value is not a finite number.
+
+    Other metrics that are none are left out, with a warning: a perplexity may overflow where the accuracy is sound.
+    """
     if evaluation.ok and not (evaluation.fitness and all(math.isfinite(value) for value in evaluation.fitness)):
         failure = Failure(FailureKind.NON_FINITE, f"fitness {evaluation.fitness} is not finite")
         return Evaluation(metrics={}, seconds=evaluation.seconds, failure=failure)
+    broken = [name for name, value in evaluation.metrics.items() if not math.isfinite(value)]
+    if broken:
+        LOG.warning("left out metrics that are not finite: %s", ", ".join(broken))
+        kept = {name: value for name, value in evaluation.metrics.items() if name not in broken}
+        return replace(evaluation, metrics=kept)
     return evaluation
 
 

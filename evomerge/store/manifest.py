@@ -19,20 +19,18 @@ from evomerge.errors import UserError
 from evomerge.files import atomic_write_json
 
 SCHEMA_VERSION = 1
-PACKAGES = ("evomerge", "torch", "transformers", "lm_eval", "ray", "cmaes", "optuna", "numpy", "safetensors", "moocore")
-
-# Parts of an experiment that a resumed run may change without changing what its candidates are worth.
-MAY_CHANGE = (
-    "budget",
-    "name",
-    "runtime.executor",
-    "runtime.workers",
-    "runtime.gpus_per_worker",
-    "runtime.cpus_per_worker",
-    "runtime.threads",
-    "runtime.address",
-    "runtime.timeout",
-    "store",
+PACKAGES = (
+    "evomerge",
+    "torch",
+    "transformers",
+    "lm_eval",
+    "ray",
+    "cmaes",
+    "optuna",
+    "numpy",
+    "safetensors",
+    "moocore",
+    "numba",
 )
 
 _MAX_LINES = 12
@@ -133,7 +131,7 @@ def load_manifest(path: Path) -> Manifest:
         raise UserError(f"{path}: the manifest is damaged ({error}).") from error
 
 
-def compare_manifests(old: Manifest, new: Manifest, may_change: Sequence[str] = MAY_CHANGE) -> ManifestDifferences:
+def compare_manifests(old: Manifest, new: Manifest, may_change: Sequence[str]) -> ManifestDifferences:
     """What changed between the start of a run and now.
 
     Args:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import evomerge
 from evomerge.errors import ResumeRefused, UserError
 from evomerge.store.event_log import EventLog
 from evomerge.store.events import Asked, Evaluated, GenerationClosed, Told
+from evomerge.store.run_dir import RunDir
 
 
 def events(run_dir: Path) -> list[Any]:
@@ -50,6 +52,15 @@ def finished(micro_zoo: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     result = evomerge.run(folder / "tiny.yaml", run_dir=folder / "run")
     assert result.exit_code == 0
     return folder / "run"
+
+
+def test_the_study_is_written_anew_but_not_under_a_run_that_goes_on(finished: Path, tmp_path: Path) -> None:
+    evaluated = [event for event in events(finished) if isinstance(event, Evaluated) and event.candidate is not None]
+    assert evomerge.project(finished) >= len(evaluated)
+    with closing(RunDir.open(finished, exclusive=True)):
+        with pytest.raises(UserError, match="another run is using"):
+            evomerge.project(finished)
+        assert evomerge.project(finished, f"sqlite:///{tmp_path / 'study.db'}") >= len(evaluated)
 
 
 def test_summary_has_winner_baselines_and_intervals(finished: Path) -> None:

@@ -8,6 +8,8 @@ import pytest
 from evomerge.errors import UserError
 from evomerge.store.manifest import Manifest, build_manifest, compare_manifests, load_manifest, write_manifest
 
+MAY_CHANGE = ("budget", "runtime.workers")
+
 
 def make_manifest(**changes) -> Manifest:
     manifest = build_manifest(
@@ -31,7 +33,7 @@ def test_round_trip(tmp_path):
     manifest = make_manifest()
     write_manifest(path, manifest)
     assert load_manifest(path) == manifest
-    differences = compare_manifests(load_manifest(path), manifest)
+    differences = compare_manifests(load_manifest(path), manifest, MAY_CHANGE)
     assert differences.refuse == ()
     assert differences.warn == ()
 
@@ -68,7 +70,7 @@ def test_what_refuses_a_resume():
         models={"base": "aa", "maths": "b2", "capitals": "cc"},
         documents=documents,
     )
-    differences = compare_manifests(old, new)
+    differences = compare_manifests(old, new, MAY_CHANGE)
     assert differences.refuse == (
         "experiment optimizer.sigma: was 0.17, is 0.2",
         'experiment runtime.dtype: was "bfloat16", is "float32"',
@@ -90,7 +92,7 @@ def test_what_only_warns():
         versions={**old.versions, "torch": "9.9"},
         hardware={**old.hardware, "cores": 999},
     )
-    differences = compare_manifests(old, new)
+    differences = compare_manifests(old, new, MAY_CHANGE)
     assert differences.refuse == ()
     text = "\n".join(differences.warn)
     assert "experiment budget.evaluations: was 200, is 400" in text
@@ -100,18 +102,19 @@ def test_what_only_warns():
 
 
 def test_an_order_that_matters_is_caught_by_the_fingerprint():
-    differences = compare_manifests(make_manifest(), make_manifest(experiment_fingerprint="f2"))
+    differences = compare_manifests(make_manifest(), make_manifest(experiment_fingerprint="f2"), MAY_CHANGE)
     assert differences.refuse == ('experiment fingerprint: was "f1", is "f2"',)
 
 
 def test_many_changed_documents_stay_readable():
     old = make_manifest(documents={f"task{i}": {"search": [1, 2, 3]} for i in range(40)})
     new = make_manifest(documents={f"task{i}": {"search": [1, 2, 4]} for i in range(40)})
-    refuse = compare_manifests(old, new).refuse
+    refuse = compare_manifests(old, new, MAY_CHANGE).refuse
     assert len(refuse) == 13
     assert refuse[-1] == "and 28 more differences in the documents"
     fewer = make_manifest(documents={"maths": {"search": make_manifest().documents["maths"]["search"][:98]}})
-    assert compare_manifests(make_manifest(), fewer).refuse == ("documents maths.search: had 100 entries, has 98",)
+    differences = compare_manifests(make_manifest(), fewer, MAY_CHANGE)
+    assert differences.refuse == ("documents maths.search: had 100 entries, has 98",)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"v": 9}', '{"v": 1, "odd": 2, "command": []}'])
