@@ -95,8 +95,9 @@ class MergeMethod(ABC):
     """A merge method in two phases. Instances are stateless; all state is what ``prepare`` returned.
 
     Contract, checked over every registered method: inputs are never modified; arithmetic is fp32 whatever the storage
-    dtype, with one cast into ``out``; same inputs and seed give the same bits on any device; ``apply`` after any other
-    ``apply`` gives the same as the first; permuting experts with their values changes nothing beyond rounding.
+    dtype, with one cast into ``out``; same inputs and seed give the same bits for any number of threads, and on another
+    kind of device the same up to the rounding of fused operations; ``apply`` after any other gives the same as the
+    first; permuting experts with their values changes nothing beyond rounding.
     """
 
     @abstractmethod
