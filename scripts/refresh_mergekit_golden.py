@@ -27,7 +27,21 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("ties", 1, {"coefficient": [0.4], "density": [0.1], "normalize": True, "lambda": 1.0}),
     ("dare_linear", 2, {"coefficient": [0.5, 0.7], "density": [1.0, 1.0], "normalize": False, "lambda": 1.1}),
     ("dare_ties", 3, {"coefficient": [0.5, 0.7, 1.0], "density": [1.0] * 3, "normalize": True, "lambda": 1.0}),
+    ("nuslerp", 2, {"coefficient": [0.5, 0.9], "flatten": True, "row_wise": False}),
+    ("nuslerp", 2, {"coefficient": [0.5, 0.9], "flatten": False, "row_wise": False}),
+    ("nuslerp", 2, {"coefficient": [0.2, 0.9], "flatten": False, "row_wise": True}),
+    ("multislerp", 3, {"coefficient": [0.5, 0.2, 0.9], "normalize": True, "eps": 1e-8}),
+    ("multislerp", 2, {"coefficient": [0.5, 0.2], "normalize": False, "eps": 1e-8}),
+    ("karcher", 3, {"coefficient": [1.0] * 3, "max_iter": 10, "tol": 1e-5}),
+    ("model_stock", 2, {"filter_wise": False, "clamp": False, "t_scale": 1.0}),
+    ("model_stock", 3, {"filter_wise": True, "clamp": False, "t_scale": 1.0}),
+    ("nearswap", 1, {"t": 0.05}),
+    ("ram", 3, {"epsilon": 0.1, "lambda": 1.0}),
+    ("ramplus_tl", 3, {"epsilon": 0.1, "lambda": 1.0, "r": 0.1, "alpha": 0.2}),
 ]
+# Which of the newer methods take the base as a model of its own kind; karcher and multislerp are compared without one.
+WITH_BASE = ("nuslerp", "model_stock", "nearswap", "ram", "ramplus_tl")
+NAMES = {"coefficient": "weight", "flatten": "nuslerp_flatten", "row_wise": "nuslerp_row_wise"}
 
 
 def tensors(count: int) -> list[list[list[float]]]:
@@ -51,6 +65,8 @@ def mergekit_result(method: str, count: int, values: dict[str, Any]) -> list[lis
     from mergekit.merge_methods.slerp import slerp
 
     base, *experts = (torch.tensor(tensor) for tensor in tensors(count))
+    if method in WITH_BASE or method in ("multislerp", "karcher"):
+        return merged_by_name(method, base, experts, values)
     if method == "slerp":
         merged = slerp(torch.tensor([values["t"]]), base[None], experts[0][None])[0]
     elif method == "linear":
@@ -68,6 +84,23 @@ def mergekit_result(method: str, count: int, values: dict[str, Any]) -> list[lis
             **{"lambda": values["lambda"]},
             **{name: dict(enumerate(column)) for name, column in per_expert.items()},
         )
+    return [[float(value) for value in row] for row in merged]
+
+
+def merged_by_name(method: str, base: Any, experts: list[Any], values: dict[str, Any]) -> list[list[float]]:
+    """The tensor of a method that needs no more than its parameters by mergekit's names."""
+    from mergekit.merge_methods.api import merge_tensors
+
+    with_base = method in WITH_BASE
+    names = {**NAMES, "normalize": "normalize_weights"} if method == "multislerp" else NAMES
+    parameters = {
+        names.get(name, name): value for name, value in values.items() if name not in ("lambda", "t_scale", "clamp")
+    }
+    if method == "karcher":
+        del parameters["weight"]
+    merged = merge_tensors(
+        [base, *experts] if with_base else experts, method, parameters=parameters, base_index=0 if with_base else None
+    )
     return [[float(value) for value in row] for row in merged]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
+from dataclasses import replace
 
 from evomerge.errors import UserError, did_you_mean
 from evomerge.methods.base import Hyperparameter, MergeMethod, MethodSpec
@@ -42,6 +43,33 @@ def _normalize(default: bool, by: str) -> Hyperparameter:
 
 _ALL_COEFFICIENTS = "the sum of the coefficients"
 _AGREEING_COEFFICIENTS = "the sum of the coefficients of the experts that agree on the sign, element by element"
+
+
+def _structural(name: str, default: bool, mergekit_name: str | None, description: str) -> Hyperparameter:
+    return Hyperparameter(
+        name, "merge", "bool", default, structural=True, mergekit_name=mergekit_name, description=description
+    )
+
+
+def _number(
+    name: str, default: float, low: float, high: float, description: str, mergekit_name: str | None = None
+) -> Hyperparameter:
+    return Hyperparameter(
+        name, "merge", "float", default, low, high, mergekit_name=mergekit_name, description=description
+    )
+
+
+_EPSILON = Hyperparameter(
+    "epsilon",
+    "merge",
+    "float",
+    1e-5,
+    1e-7,
+    1e-3,
+    structural=True,
+    mergekit_name="epsilon",
+    description="a weight counts as changed from this magnitude on",
+)
 
 _RESCALE = Hyperparameter(
     "rescale",
@@ -131,6 +159,154 @@ SPECS: dict[str, MethodSpec] = _collect(
             stochastic=True,
             paper="Language models are super Mario (Yu 2023)",
             arxiv="2311.03099",
+        ),
+        MethodSpec(
+            "nuslerp",
+            "Spherical interpolation of two experts, or of their task vectors",
+            (
+                _coefficient(0.0, 1.0),
+                _structural("flatten", True, "nuslerp_flatten", "one angle for the tensor, not one for each vector"),
+                _structural("row_wise", False, "nuslerp_row_wise", "vectors along dimension 0, not along the last"),
+            ),
+            "evomerge.methods.nuslerp:Nuslerp",
+            needs_base=False,
+            min_experts=2,
+            max_experts=2,
+            paper="NuSLERP (Goddard 2024)",
+        ),
+        MethodSpec(
+            "multislerp",
+            "Spherical mean of models, or of task vectors, in closed form",
+            (
+                _coefficient(0.0, 1.0),
+                Hyperparameter(
+                    "normalize",
+                    "merge",
+                    "bool",
+                    True,
+                    mergekit_name="normalize_weights",
+                    description=f"divide by {_ALL_COEFFICIENTS}",
+                ),
+                _number("eps", 1e-8, 1e-10, 1e-6, "length of the mean direction that counts as none", "eps"),
+            ),
+            "evomerge.methods.multislerp:Multislerp",
+            needs_base=False,
+            paper="Multi-SLERP (Goddard 2025)",
+        ),
+        MethodSpec(
+            "karcher",
+            "Karcher mean of models on the sphere",
+            (
+                replace(_coefficient(0.0, 1.0), mergekit_name=None),
+                Hyperparameter(
+                    "max_iter", "merge", "int", 10, 1, 50, mergekit_name="max_iter", description="iterations at most"
+                ),
+                _number("tol", 1e-5, 1e-9, 1e-3, "step, in radians, that ends the iteration", "tol"),
+            ),
+            "evomerge.methods.karcher:Karcher",
+            needs_base=False,
+            paper="Karcher mean (Grove and Karcher 1973)",
+            arxiv="2603.04972",
+        ),
+        MethodSpec(
+            "model_stock",
+            "From the base towards the mean of the experts, as far as they agree",
+            (
+                _structural("filter_wise", False, "filter_wise", "one ratio for each vector along the last dimension"),
+                _structural("clamp", True, None, "at least 0 for the cosine between task vectors"),
+                _number("t_scale", 1.0, 0.5, 1.5, "multiplies the ratio that the angles give"),
+            ),
+            "evomerge.methods.model_stock:ModelStock",
+            needs_base=True,
+            min_experts=2,
+            paper="Model Stock (Jang 2024)",
+            arxiv="2403.19522",
+        ),
+        MethodSpec(
+            "varm",
+            "Task vectors weighted by their energy in each tensor",
+            (_number("exponent", 1.0, 0.0, 3.0, "of the energy; 0 weighs all experts alike"), _lambda(0.3, 1.5)),
+            "evomerge.methods.varm:Varm",
+            needs_base=True,
+            paper="FuseChat (Wan 2024)",
+            arxiv="2402.16107",
+        ),
+        MethodSpec(
+            "nearswap",
+            "Step of bounded size from the base towards one expert",
+            (
+                Hyperparameter(
+                    "t", "merge", "float", None, 1e-6, 1e-1, mergekit_name="t", description="largest change of a weight"
+                ),
+            ),
+            "evomerge.methods.nearswap:Nearswap",
+            needs_base=True,
+            max_experts=1,
+            paper="QuartetAnemoi (alchemonaut 2024)",
+        ),
+        MethodSpec(
+            "magmax",
+            "The largest change of each weight",
+            (replace(_lambda(0.0, 1.5), default=0.5, mergekit_name=None),),
+            "evomerge.methods.magmax:Magmax",
+            needs_base=True,
+            paper="MagMax (Marczak 2024)",
+            arxiv="2407.06322",
+        ),
+        MethodSpec(
+            "emr",
+            "Elected signs with the largest agreeing magnitudes (unified vector)",
+            (replace(_lambda(0.1, 1.2), mergekit_name=None),),
+            "evomerge.methods.emr:Emr",
+            needs_base=True,
+            paper="EMR-Merging (Huang 2024)",
+            arxiv="2405.17461",
+        ),
+        MethodSpec(
+            "consensus",
+            "Summed task vectors where enough experts care",
+            (
+                Hyperparameter(
+                    "mask_threshold",
+                    "expert",
+                    "float",
+                    0.4,
+                    0.1,
+                    1.0,
+                    description="an expert cares where its change exceeds this times that of the others together",
+                ),
+                Hyperparameter(
+                    "min_agreement", "merge", "int", 2, 0, 8, description="experts that must care; 0 = task arithmetic"
+                ),
+                replace(_lambda(0.1, 1.5), default=0.4, mergekit_name=None),
+            ),
+            "evomerge.methods.consensus:Consensus",
+            needs_base=True,
+            paper="Consensus merging, TALL masks (Wang 2024)",
+            arxiv="2405.07813",
+        ),
+        MethodSpec(
+            "ram",
+            "Mean of overlapping changes, lone changes in full",
+            (_EPSILON, replace(_lambda(0.3, 1.5), mergekit_name=None)),
+            "evomerge.methods.ram:Ram",
+            needs_base=True,
+            paper="Reinforced agent merging (Yuan 2026)",
+            arxiv="2601.13572",
+        ),
+        MethodSpec(
+            "ramplus_tl",
+            "RAM with lone changes enlarged, tensor by tensor",
+            (
+                _EPSILON,
+                _number("r", 0.1, 0.0, 1.0, "strength of the enlargement", "r"),
+                _number("alpha", 0.2, 0.0, 2.0, "limit of shared over lone changes", "alpha"),
+                replace(_lambda(0.3, 1.5), mergekit_name=None),
+            ),
+            "evomerge.methods.ram:RamPlus",
+            needs_base=True,
+            paper="Reinforced agent merging (Yuan 2026)",
+            arxiv="2601.13572",
         ),
     )
 )

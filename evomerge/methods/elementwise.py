@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from evomerge.methods.sweep import sweep
+from evomerge.methods.sweep import CPU_CHUNK, sweep
 from evomerge.methods.trim import Rule, Trim
 
 
@@ -65,6 +65,33 @@ def weighted_sum(out: Tensor, sources: Sequence[Tensor], weights: Sequence[float
             target.copy_(sum_)
 
     sweep(kernel, out, sources, num_buffers=2)
+
+
+@torch.no_grad()
+def weighted_rows(out: Tensor, sources: Sequence[Tensor], weights: Sequence[Tensor], by_column: bool = False) -> None:
+    """Write ``Σ weights[i] · sources[i]`` with weights of their own for every row, or column.
+
+    Args:
+        out: ``(..., columns)``, any float dtype.
+        sources: flat tensors of as many elements.
+        weights: fp32 ``(rows,)`` for each source, rows being all dimensions but the last; ``(columns,)`` by column.
+        by_column: what the weights belong to.
+    """
+    columns = out.shape[-1]
+    if out.numel() == 0:
+        return
+    rows = out.numel() // columns
+    step = max(1, CPU_CHUNK // columns) if out.device.type == "cpu" else rows
+    whole = out if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
+    matrices = [source.view(rows, columns) for source in sources]
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        sum_ = torch.zeros(matrices[0][part].shape, dtype=torch.float32, device=out.device)
+        for matrix, weight in zip(matrices, weights, strict=True):
+            sum_.addcmul_(matrix[part].float(), weight[None, :] if by_column else weight[part, None])
+        whole.view(rows, columns)[part] = sum_
+    if whole is not out:
+        out.copy_(whole)
 
 
 @torch.no_grad()

@@ -120,6 +120,11 @@ def normalizer(coefficients: Sequence[float], normalize: bool) -> float:
     return total if abs(total) >= SMALLEST_SUM else 1.0
 
 
+def as_rows(flat: Tensor, columns: int) -> Tensor:
+    """A flat tensor ``(n,)`` as ``(n / columns, columns)``, of its last dimension's length."""
+    return flat.view(-1, columns) if columns else flat.view(0, 0)
+
+
 def is_equal(left: Tensor, right: Tensor) -> bool:
     """Whether two tensors of one shape hold the same numbers, whatever their dtypes."""
     if left.dtype == right.dtype:

@@ -6,18 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from evomerge.errors import UserError
 from evomerge.methods.base import MergeMethod, TensorContext, Value
 from evomerge.methods.elementwise import weighted_sum
+from evomerge.methods.gram import cosine, gram_matrix
 from evomerge.methods.inputs import Inputs, Values, read_number
-from evomerge.methods.sweep import split
 
 NEARLY_PARALLEL = 0.9995  # |cosine| above which the interpolation is linear
-SMALLEST_NORM = 1e-8
-_LANES = 1 << 14  # a power of two, below what torch would split over threads
 
 
 @dataclass(frozen=True)
@@ -57,8 +54,8 @@ class Slerp(MergeMethod):
             )
         inputs = Inputs.check(models[0], models[1:])
         start, end = inputs.origin, inputs.experts[0]
-        cosine = _cosine(start, end) if inputs.active else None
-        return SlerpState(start, end, cosine, inputs.copied_bytes)
+        angle = cosine(gram_matrix((start, end)), 0, 1) if inputs.active else None
+        return SlerpState(start, end, angle, inputs.copied_bytes)
 
     def apply(self, state: SlerpState, values: Values, out: Tensor) -> None:
         """Write the interpolated tensor: v0 at t = 0, v1 at t = 1."""
@@ -79,18 +76,3 @@ class Slerp(MergeMethod):
     def state_bytes(self, state: SlerpState) -> int:
         """Bytes of copied inputs."""
         return state.copied_bytes
-
-
-def _cosine(left: Tensor, right: Tensor) -> float:
-    """Cosine in fp64, added in an order that depends neither on threads nor on the device."""
-    lanes = torch.zeros(3, _LANES, dtype=torch.float64, device=left.device)
-    for left_piece, right_piece in zip(split(left, _LANES), split(right, _LANES), strict=True):
-        x, y = left_piece.double(), right_piece.double()
-        for lane, product in zip(lanes[:, : len(x)], (x * x, y * y, x * y), strict=True):
-            lane.add_(product)
-    while lanes.shape[1] > 1:
-        half = lanes.shape[1] // 2
-        lanes = lanes[:, :half] + lanes[:, half:]
-    squared_left, squared_right, dot = lanes[:, 0].tolist()
-    norms = (math.sqrt(squared_left), math.sqrt(squared_right))
-    return float(dot) / math.prod(norm if norm > SMALLEST_NORM else 1.0 for norm in norms)

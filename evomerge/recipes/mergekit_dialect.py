@@ -37,6 +37,13 @@ DIALECT: dict[str, Dialect] = {
     "dare_linear": Dialect({**_DELTA, "density": 1.0, "rescale": True}),
     "dare_ties": Dialect({**_DELTA, "density": 1.0, "rescale": True}),
     "slerp": Dialect({"t": None}, per_model=(), base_is_first=True),
+    "nuslerp": Dialect({**_WEIGHT, "nuslerp_flatten": True, "nuslerp_row_wise": False}),
+    "multislerp": Dialect({**_WEIGHT, "normalize_weights": True, "eps": 1e-8}),
+    "karcher": Dialect({"max_iter": 10, "tol": 1e-5}, per_model=(), implied={"coefficient": 1.0}),
+    "model_stock": Dialect({"filter_wise": False}, per_model=(), implied={"clamp": False, "t_scale": 1.0}),
+    "nearswap": Dialect({"t": None}, per_model=()),
+    "ram": Dialect({"epsilon": 1e-5}, per_model=(), implied={"lambda": 1.0}),
+    "ramplus_tl": Dialect({"r": 0.1, "alpha": 0.2, "epsilon": 1e-5}, per_model=(), implied={"lambda": 1.0}),
 }
 
 # Parameters that change no number of the result.

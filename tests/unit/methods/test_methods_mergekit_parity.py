@@ -13,6 +13,7 @@ import torch
 
 from evomerge.methods.base import TensorContext
 from evomerge.methods.catalogue import get_spec, load_method
+from evomerge.recipes.mergekit_dialect import DIALECT
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "mergekit_methods.json").read_text())
@@ -29,11 +30,13 @@ def script() -> ModuleType:
 
 def merged(method: str, count: int, values: dict[str, Any]) -> torch.Tensor:
     base, *experts = (torch.tensor(tensor) for tensor in script().tensors(count))
-    structural = {"rescale": "l1"} if method.startswith("dare") else {}
+    with_base = get_spec(method).needs_base or method in ("slerp", *script().WITH_BASE)
+    declared = {entry.name for entry in get_spec(method).hyperparameters if entry.structural}
+    structural = {name: value for name, value in values.items() if name in declared}
+    if method.startswith("dare"):
+        structural["rescale"] = "l1"
     context = TensorContext("w", 0, tuple(f"expert{index}" for index in range(count)))
-    state = load_method(method).prepare(
-        base if get_spec(method).needs_base or method == "slerp" else None, experts, structural, context
-    )
+    state = load_method(method).prepare(base if with_base else None, experts, structural, context)
     out = torch.empty_like(base)
     load_method(method).apply(state, values, out)
     return out
@@ -49,14 +52,7 @@ def test_equals_stored_result(case: dict[str, Any]) -> None:
 def test_stored_cases_are_the_scripts() -> None:
     stored = [(case["method"], case["count"], case["values"]) for case in GOLDEN["cases"]]
     assert stored == script().CASES
-    assert {method for method, _, _ in stored} == {
-        "linear",
-        "slerp",
-        "task_arithmetic",
-        "ties",
-        "dare_linear",
-        "dare_ties",
-    }
+    assert {method for method, _, _ in stored} == set(DIALECT)
 
 
 def test_equals_installed_mergekit() -> None:
