@@ -27,6 +27,22 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("ties", 1, {"coefficient": [0.4], "density": [0.1], "normalize": True, "lambda": 1.0}),
     ("dare_linear", 2, {"coefficient": [0.5, 0.7], "density": [1.0, 1.0], "normalize": False, "lambda": 1.1}),
     ("dare_ties", 3, {"coefficient": [0.5, 0.7, 1.0], "density": [1.0] * 3, "normalize": True, "lambda": 1.0}),
+    (
+        "breadcrumbs",
+        2,
+        {"coefficient": [0.5, 0.7], "density": [0.5, 0.9], "gamma": [0.05, 0.1], "normalize": False, "lambda": 1.1},
+    ),
+    (
+        "breadcrumbs_ties",
+        3,
+        {
+            "coefficient": [0.5, 0.7, 0.9],
+            "density": [0.5, 0.9, 0.2],
+            "gamma": [0.05, 0.1, 0.02],
+            "normalize": True,
+            "lambda": 0.8,
+        },
+    ),
     ("nuslerp", 2, {"coefficient": [0.5, 0.9], "flatten": True, "row_wise": False}),
     ("nuslerp", 2, {"coefficient": [0.5, 0.9], "flatten": False, "row_wise": False}),
     ("nuslerp", 2, {"coefficient": [0.2, 0.9], "flatten": False, "row_wise": True}),
@@ -76,6 +92,8 @@ def mergekit_result(method: str, count: int, values: dict[str, Any]) -> list[lis
     else:
         entries = [TensorEntry(index, expert) for index, expert in enumerate(experts)]
         per_expert = {"weight": values["coefficient"], "density": values.get("density", [1.0] * count)}
+        if "gamma" in values:
+            per_expert["gamma"] = values["gamma"]
         merged = registry.get(method).merge_group(
             TensorGroup((TensorEntry("base", base, is_base=True), *entries)),
             normalize=values["normalize"],

@@ -2,8 +2,8 @@
 
 - ``base``: what a method is: ``MethodSpec``, ``MergeMethod`` with its two phases.
 - ``catalogue``: the specs of all methods, ``get_spec``, ``load_method``.
-- ``linear``, ``task_arithmetic``, ``ties``, ``dare_linear``, ``dare_ties``, ``magmax``, ``emr``, ``consensus``,
-  ``ram``, ``nearswap``: element by element.
+- ``linear``, ``task_arithmetic``, ``ties``, ``dare_linear``, ``dare_ties``, ``breadcrumbs``, ``magmax``,
+  ``emr``, ``consensus``, ``ram``, ``nearswap``: element by element.
 - ``slerp``, ``nuslerp``, ``multislerp``, ``karcher``, ``model_stock``, ``varm``: weigh whole tensors by their inner
   products, from ``gram``.
 - ``elementwise``: the passes over memory the methods share, on a CPU as the loops of ``compiled``.

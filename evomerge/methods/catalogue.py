@@ -59,6 +59,17 @@ def _number(
     )
 
 
+_GAMMA = Hyperparameter(
+    "gamma",
+    "expert",
+    "float",
+    0.01,
+    0.0,
+    0.1,
+    mergekit_name="gamma",
+    description="fraction of the largest entries that is dropped, in [0, 1)",
+)
+
 _EPSILON = Hyperparameter(
     "epsilon",
     "merge",
@@ -159,6 +170,36 @@ SPECS: dict[str, MethodSpec] = _collect(
             stochastic=True,
             paper="Language models are super Mario (Yu 2023)",
             arxiv="2311.03099",
+        ),
+        MethodSpec(
+            "breadcrumbs",
+            "Task vectors without their largest and smallest entries, summed",
+            (
+                _coefficient(0.0, 1.5),
+                _density(0.9),
+                _GAMMA,
+                _normalize(False, _ALL_COEFFICIENTS),
+                _lambda(0.1, 1.5),
+            ),
+            "evomerge.methods.breadcrumbs:Breadcrumbs",
+            needs_base=True,
+            paper="Model Breadcrumbs (Davari and Belilovsky 2023)",
+            arxiv="2312.06795",
+        ),
+        MethodSpec(
+            "breadcrumbs_ties",
+            "Task vectors without their largest and smallest entries, merged with sign election",
+            (
+                _coefficient(0.0, 1.5),
+                _density(0.9),
+                _GAMMA,
+                _normalize(False, _AGREEING_COEFFICIENTS),
+                _lambda(0.1, 1.5),
+            ),
+            "evomerge.methods.breadcrumbs:BreadcrumbsTies",
+            needs_base=True,
+            paper="Model Breadcrumbs (Davari and Belilovsky 2023)",
+            arxiv="2312.06795",
         ),
         MethodSpec(
             "nuslerp",

@@ -90,9 +90,10 @@ def merge_deltas(combine: Combination, out: Tensor, base: Tensor, parts: Sequenc
     experts = [part.expert for part in parts]
     codes = [0 if rule.codes is None else rule.codes.data_ptr() for rule in rules]
     places = np.stack([_places([base, *experts]), np.array([0, *codes], dtype=np.uint64)])
-    kinds, cuts = ([0, *(getattr(rule, name) for rule in rules)] for name in ("kind", "cut"))
-    integers = np.array([_formats([base, *experts]), kinds, cuts], dtype=np.int64)
-    numbers = np.array([[scale, 0.0, 0.0], *([part.factor, part.share, part.rule.limit] for part in parts)], np.float32)
+    columns = ([0, *(getattr(rule, name) for rule in rules)] for name in ("kind", "cut", "upper_cut"))
+    integers = np.array([_formats([base, *experts]), *columns], dtype=np.int64)
+    rows = ([part.factor, part.share, part.rule.limit, part.rule.upper] for part in parts)
+    numbers = np.array([[scale, 0.0, 0.0, 0.0], *rows], dtype=np.float32)
 
     def write(place: Any, format_: int) -> None:
         run_ranges(

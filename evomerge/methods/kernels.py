@@ -13,7 +13,7 @@ import numpy as np
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-from evomerge.methods.trim import MAGNITUDE, RANDOM
+from evomerge.methods.trim import BAND, MAGNITUDE, RANDOM
 
 BLOCK = 512  # elements: six fp32 rows of it fit into 32 KiB
 SUM, ELECTED_SUM, ELECTED_MEAN = 0, 1, 2  # modes
@@ -170,7 +170,7 @@ def _floor(kind, limit, cut, start, size):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _drop(kind, limit, cut, codes, start, factor, entries):  # type: ignore[no-untyped-def]
+def _drop(kind, limit, cut, upper, upper_cut, codes, start, factor, entries):  # type: ignore[no-untyped-def]
     """Zero what a rule drops by index, and multiply by ``factor``."""
     zero, size = np.float32(0.0), len(entries)
     if kind == MAGNITUDE and start < cut < start + size:
@@ -181,6 +181,12 @@ def _drop(kind, limit, cut, codes, start, factor, entries):  # type: ignore[no-u
         drawn = carray(_int16_at(codes + np.uint64(2 * start)), size)
         for i in range(size):
             entries[i] = zero if drawn[i] <= limit else entries[i] * factor
+    elif kind == BAND:
+        below, under = np.nextafter(limit, zero), np.nextafter(upper, zero)
+        for i in range(size):
+            roof = under if i < upper_cut - start else upper
+            kept = _trimmed(entries[i], below if i < cut - start else limit, factor)
+            entries[i] = zero if abs(entries[i]) > roof else kept
 
 
 @_inline
@@ -282,13 +288,13 @@ def merge_deltas(out, mode_and_format, places, integers, numbers, first, last): 
         out: address.
         mode_and_format: 10 times the mode plus the format of ``out``.
         places: uint64 ``(2, 1 + E)``, addresses of base and experts, and of the experts' codes.
-        integers: int64 ``(3, 1 + E)``, their formats, and the experts' kinds of trim and cuts.
-        numbers: fp32 ``(1 + E, 3)``, the experts' factors, shares and limits; at 0, 0 the scale.
+        integers: int64 ``(4, 1 + E)``, their formats, and the experts' kinds of trim, cuts and upper cuts.
+        numbers: fp32 ``(1 + E, 4)``, the experts' factors, shares, limits and upper limits; at 0, 0 the scale.
         first: a multiple of BLOCK.
         last: the end.
     """
     mode, out_format = mode_and_format // 10, mode_and_format % 10
-    (address, codes), (formats, kinds, cuts) = places, integers
+    (address, codes), (formats, kinds, cuts, upper_cuts) = places, integers
     rows = np.empty((6, BLOCK + 48), np.float32)  # addresses 4 KiB apart would slow each other down
     blocks, sums = rows[:2], rows[2:]
     total = sums[0]
@@ -305,11 +311,11 @@ def merge_deltas(out, mode_and_format, places, integers, numbers, first, last): 
         for e in range(1, len(address)):
             kind, limit, cut, factor = kinds[e], numbers[e, 2], cuts[e], numbers[e, 0]
             floor = _floor(kind, limit, cut, start, size)
-            by_index = kind == RANDOM or (kind == MAGNITUDE and floor < np.float32(0.0))
+            by_index = kind in (RANDOM, BAND) or (kind == MAGNITUDE and floor < np.float32(0.0))
             at_once = np.float32(1.0) if by_index else factor
             _load_entries(address[e], formats[e], start, origin, floor, at_once, entries)
             if by_index:
-                _drop(kind, limit, cut, codes[e], start, factor, entries)
+                _drop(kind, limit, cut, numbers[e, 3], upper_cuts[e], codes[e], start, factor, entries)
             _add(mode, entries, numbers[e, 1], sums)
         _elect(mode, sums, size)
         for i in range(size):

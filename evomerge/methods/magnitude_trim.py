@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from evomerge.methods.sweep import split
-from evomerge.methods.trim import MAGNITUDE, Rule
+from evomerge.methods.trim import BAND, MAGNITUDE, Rule
 
 LEVELS = 1 << 16
 _PIECE = 1 << 20
@@ -51,6 +51,35 @@ class MagnitudeTrim:
         return Rule(MAGNITUDE, self.threshold, self.cut)
 
 
+@dataclass(frozen=True)
+class BandTrim:
+    """Zeroes entries below one magnitude and those above another.
+
+    Attributes:
+        lower: what is too small; None drops nothing.
+        upper: keeps exactly what is too large; None if nothing is.
+    """
+
+    lower: MagnitudeTrim | None
+    upper: MagnitudeTrim | None
+
+    def __call__(self, delta: Tensor, start: int, scratch: Tensor) -> None:
+        """Zero the dropped entries of ``delta``, which starts at flat index ``start``."""
+        scratch.copy_(delta)
+        if self.upper is not None:
+            self.upper(scratch, start, scratch)
+            delta.sub_(scratch)
+        if self.lower is not None:
+            self.lower(delta, start, scratch)
+
+    @property
+    def rule(self) -> Rule:
+        """The same as numbers."""
+        limit, cut = (0.0, 0) if self.lower is None else (self.lower.threshold, self.lower.cut)
+        upper, upper_cut = (np.inf, 0) if self.upper is None else (self.upper.threshold, self.upper.cut)
+        return Rule(BAND, limit, cut, upper, upper_cut)
+
+
 class MagnitudeRanking:
     """Finds the trim of one task vector for any density.
 
@@ -77,7 +106,24 @@ class MagnitudeRanking:
 
     def trim(self, density: float) -> MagnitudeTrim | None:
         """What keeps that fraction of the entries; None when it keeps every entry that is not 0."""
-        level = self._level(max(1, int(density * self._size)))
+        return self._keep_largest(max(1, int(density * self._size)))
+
+    def band(self, density: float, gamma: float) -> BandTrim | None:
+        """What drops the ``int(gamma · n)`` largest entries and keeps the ``int(density · n)`` next; None keeps all.
+
+        Where both together are more than there are, fewer of the largest are dropped.
+        """
+        if density >= 1.0:
+            return None
+        kept = max(1, int(density * self._size))
+        largest = min(int(gamma * self._size), self._size - kept)
+        upper = None
+        if largest > 0:
+            upper = self._keep_largest(largest) or MagnitudeTrim(0.0, self._size)
+        return BandTrim(self._keep_largest(largest + kept), upper)
+
+    def _keep_largest(self, count: int) -> MagnitudeTrim | None:
+        level = self._level(count)
         if self._picks is not None:
             if level > len(self._picks):
                 return None

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-ALL, MAGNITUDE, RANDOM = 0, 1, 2
+ALL, MAGNITUDE, RANDOM, BAND = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -16,15 +16,20 @@ class Rule:
 
     Attributes:
         kind: ALL keeps everything; MAGNITUDE drops entries below ``limit``, and from flat index ``cut`` on those of
-            this very magnitude; RANDOM drops entries whose code is not above ``limit``.
+            this very magnitude; RANDOM drops entries whose code is not above ``limit``; BAND drops what MAGNITUDE drops
+            and entries above ``upper``, and before flat index ``upper_cut`` those of this very magnitude.
         limit: see ``kind``.
         cut: see ``kind``.
+        upper: see ``kind``.
+        upper_cut: see ``kind``.
         codes: int16 ``(n,)``, of RANDOM.
     """
 
     kind: int = ALL
     limit: float = 0.0
     cut: int = 0
+    upper: float = 0.0
+    upper_cut: int = 0
     codes: Tensor | None = None
 
 

@@ -36,6 +36,8 @@ DIALECT: dict[str, Dialect] = {
     "ties": Dialect({**_DELTA, "density": 1.0, "normalize": True}, implied={"trim_scope": "tensor"}),
     "dare_linear": Dialect({**_DELTA, "density": 1.0, "rescale": True}),
     "dare_ties": Dialect({**_DELTA, "density": 1.0, "rescale": True}),
+    "breadcrumbs": Dialect({**_DELTA, "density": 1.0, "gamma": 0.01}, per_model=("weight", "density", "gamma")),
+    "breadcrumbs_ties": Dialect({**_DELTA, "density": 1.0, "gamma": 0.01}, per_model=("weight", "density", "gamma")),
     "slerp": Dialect({"t": None}, per_model=(), base_is_first=True),
     "nuslerp": Dialect({**_WEIGHT, "nuslerp_flatten": True, "nuslerp_row_wise": False}),
     "multislerp": Dialect({**_WEIGHT, "normalize_weights": True, "eps": 1e-8}),

@@ -236,3 +236,28 @@ def test_unknown_rescale_is_refused() -> None:
     values: dict[str, Any] = {"coefficient": [1.0], "density": [0.5], "normalize": False, "lambda": 1.0}
     with pytest.raises(ValueError, match="inv_density, l1, none"):
         run("dare_ties", random(0), [random(1)], rescale="l2", **values)
+
+
+@pytest.mark.parametrize("name", ["breadcrumbs", "breadcrumbs_ties"])
+def test_breadcrumbs_keep_the_band_below_the_largest(name: str) -> None:
+    base, tau = torch.zeros(N), random(3)
+    rank = tau.abs().argsort(descending=True).argsort()
+    values: dict[str, Any] = {"coefficient": [1.0], "normalize": False, "lambda": 1.0}
+    for density, gamma in ((0.3, 0.1), (0.9, 0.05), (0.95, 0.2), (0.5, 0.0), (0.01, 0.001)):
+        got = run(name, base, [tau], density=[density], gamma=[gamma], **values)
+        dropped = min(int(gamma * N), N - int(density * N))
+        kept = (rank >= dropped) & (rank < dropped + int(density * N))
+        assert torch.equal(got, tau * kept)
+    assert torch.equal(run(name, base, [tau], density=[1.0], gamma=[0.1], **values), tau)
+    with pytest.raises(ValueError, match="gamma"):
+        run(name, base, [tau], density=[0.5], gamma=[1.0], **values)
+
+
+def test_breadcrumbs_of_ties_and_zeros() -> None:
+    base, tau = torch.zeros(8), torch.tensor([1.0, -1.0, 0.0, 1.0, 0.0, 2.0, 1.0, -2.0])
+    values: dict[str, Any] = {"coefficient": [1.0], "normalize": False, "lambda": 1.0}
+    got = run("breadcrumbs", base, [tau], density=[0.25], gamma=[0.375], **values)
+    # Dropped: both 2 and the first 1. Kept: the next two of magnitude 1.
+    assert got.tolist() == [0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    nearly_zero = torch.tensor([0.0] * 7 + [3.0])
+    assert torch.equal(run("breadcrumbs", base, [nearly_zero], density=[0.5], gamma=[0.25], **values), base)
