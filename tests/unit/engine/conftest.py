@@ -126,7 +126,9 @@ def recipe_of(family: Family, method: str, seed: int = 0, dtype: str | None = No
     for entry in spec.hyperparameters:
         if entry.kind == "float":
             names = [name for name, _ in experts] if entry.per == "expert" else [None]
-            low, high = max(entry.low, 0.1), entry.high
+            low, high = entry.low if entry.high < 0.2 else max(entry.low, 0.1), entry.high
+            if entry.name == "t" and method == "nearswap":
+                high = 0.01  # the experts' largest changes are not much more
             parameters[entry.name] = tuple(
                 Rule(float(random.uniform(low, high)), blocks=blocks, expert=name)
                 for blocks in ((0, 1), None)
