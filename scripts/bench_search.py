@@ -54,7 +54,7 @@ def held_out(folder: Path) -> dict[str, tuple[DocumentScores, ...]]:
     for key, event in read_state(run_dir.event_log().read()).outcomes.items():
         if isinstance(event, Evaluated) and event.split == "held_out":
             name = "winner" if key == winner else key.removeprefix("baseline:").removesuffix(":held_out")
-            found[name] = run_dir.score_store().load(event.scores_ref)
+            found[name] = run_dir.score_store().load(event.scores_ref or "")
     return found
 
 

@@ -170,8 +170,10 @@ def _floor(kind, limit, cut, start, size):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _drop(kind, limit, cut, upper, upper_cut, codes, start, factor, entries):  # type: ignore[no-untyped-def]
-    """Zero what a rule drops by index, and multiply by ``factor``."""
+def _drop(integers, numbers, codes, start, entries):  # type: ignore[no-untyped-def]
+    """Zero what a rule drops by index, and multiply by the factor. One expert's columns of merge_deltas."""
+    _, kind, cut, upper_cut = integers
+    factor, _, limit, upper = numbers
     zero, size = np.float32(0.0), len(entries)
     if kind == MAGNITUDE and start < cut < start + size:
         below = np.nextafter(limit, zero)
@@ -294,7 +296,7 @@ def merge_deltas(out, mode_and_format, places, integers, numbers, first, last): 
         last: the end.
     """
     mode, out_format = mode_and_format // 10, mode_and_format % 10
-    (address, codes), (formats, kinds, cuts, upper_cuts) = places, integers
+    (address, codes), (formats, kinds, cuts, _) = places, integers
     rows = np.empty((6, BLOCK + 48), np.float32)  # addresses 4 KiB apart would slow each other down
     blocks, sums = rows[:2], rows[2:]
     total = sums[0]
@@ -315,7 +317,7 @@ def merge_deltas(out, mode_and_format, places, integers, numbers, first, last): 
             at_once = np.float32(1.0) if by_index else factor
             _load_entries(address[e], formats[e], start, origin, floor, at_once, entries)
             if by_index:
-                _drop(kind, limit, cut, numbers[e, 3], upper_cuts[e], codes[e], start, factor, entries)
+                _drop(integers[:, e], numbers[e], codes[e], start, entries)
             _add(mode, entries, numbers[e, 1], sums)
         _elect(mode, sums, size)
         for i in range(size):
