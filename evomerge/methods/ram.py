@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from evomerge.methods.base import MergeMethod, TensorContext, Value
 from evomerge.methods.inputs import Inputs, Values, read_number
-from evomerge.methods.sweep import sweep
+from evomerge.methods.sweep import split, sweep
+
+COUNTED_AT_ONCE = 1 << 20  # elements
 
 
 @dataclass(frozen=True)
 class RamState:
-    """Models, the magnitude that counts as a change, and by active expert shared over unique changes."""
+    """Models, the magnitude that counts as a change, and for RAM+ by active expert shared over lone changes."""
 
     inputs: Inputs
     epsilon: float
-    ratios: tuple[float, ...]
+    ratios: tuple[float, ...] = ()
 
 
 class Ram(MergeMethod):
@@ -35,7 +37,7 @@ class Ram(MergeMethod):
         structural: Mapping[str, Value],
         context: TensorContext,
     ) -> RamState:
-        """Count shared and unique changes.
+        """Keep the models.
 
         Raises:
             ValueError: a negative epsilon.
@@ -43,24 +45,11 @@ class Ram(MergeMethod):
         epsilon = read_number(structural, "epsilon")
         if epsilon < 0.0:
             raise ValueError(f"epsilon must not be negative, got {epsilon}")
-        inputs = Inputs.check(base, experts, needs_base=True)
-        models = [inputs.origin, *(inputs.experts[index] for index in inputs.active)]
-        counts = [[0, 0] for _ in inputs.active]
-
-        def count(start: int, target: Tensor, buffers: list[Tensor], pieces: Sequence[Tensor]) -> None:
-            changed = _changed(pieces, epsilon)
-            together = sum(mask.to(torch.int32) for mask in changed)
-            for pair, mask in zip(counts, changed, strict=True):
-                pair[0] += int((mask & (together > 1)).sum())
-                pair[1] += int((mask & (together == 1)).sum())
-
-        if inputs.active:
-            sweep(count, torch.empty_like(inputs.origin), models, num_buffers=0)
-        return RamState(inputs, epsilon, tuple(shared / max(unique, 1) for shared, unique in counts))
+        return RamState(Inputs.check(base, experts, needs_base=True), epsilon)
 
     def apply(self, state: RamState, values: Values, out: Tensor) -> None:
         """Write the merged tensor."""
-        self._merge(state, read_number(values, "lambda"), [1.0] * len(state.ratios), out)
+        self._merge(state, read_number(values, "lambda"), [1.0] * len(state.inputs.active), out)
 
     def _merge(self, state: RamState, scale: float, boosts: Sequence[float], out: Tensor) -> None:
         """Changes that are an expert's alone are multiplied by its boost."""
@@ -96,6 +85,25 @@ class RamPlus(Ram):
     Tensor-local, as mergekit's ``ramplus_tl``; the authors' script counts over the whole model.
     Reference: Yuan 2026, https://arxiv.org/abs/2601.13572
     """
+
+    def prepare(
+        self,
+        base: Tensor | None,
+        experts: Sequence[Tensor],
+        structural: Mapping[str, Value],
+        context: TensorContext,
+    ) -> RamState:
+        """Count shared and lone changes."""
+        state = super().prepare(base, experts, structural, context)
+        models = [state.inputs.origin, *(state.inputs.experts[index] for index in state.inputs.active)]
+        shared, alone = [0] * len(state.inputs.active), [0] * len(state.inputs.active)
+        for pieces in zip(*(split(model, COUNTED_AT_ONCE) for model in models), strict=True):
+            changed = _changed(pieces, state.epsilon)
+            together = sum((mask.int() for mask in changed), torch.zeros_like(pieces[0], dtype=torch.int32))
+            for index, mask in enumerate(changed):
+                shared[index] += int((mask & (together > 1)).sum())
+                alone[index] += int((mask & (together == 1)).sum())
+        return replace(state, ratios=tuple(many / max(few, 1) for many, few in zip(shared, alone, strict=True)))
 
     def apply(self, state: RamState, values: Values, out: Tensor) -> None:
         """Write the merged tensor."""

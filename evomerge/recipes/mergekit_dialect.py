@@ -22,12 +22,14 @@ class Dialect:
         per_model: which of them mergekit reads beside a model; the others count only at slice or top level.
         implied: evomerge hyperparameters that mergekit does not name, with the value its code amounts to.
         base_is_first: mergekit's ``base_model`` is the first of the merged models (slerp).
+        base_is_optional: with a ``base_model`` task vectors are merged, without one models.
     """
 
     defaults: Mapping[str, Scalar | None]
     per_model: tuple[str, ...] = ("weight", "density")
     implied: Mapping[str, Scalar] = field(default_factory=dict)
     base_is_first: bool = False
+    base_is_optional: bool = False
 
 
 DIALECT: dict[str, Dialect] = {
@@ -39,8 +41,8 @@ DIALECT: dict[str, Dialect] = {
     "breadcrumbs": Dialect({**_DELTA, "density": 1.0, "gamma": 0.01}, per_model=("weight", "density", "gamma")),
     "breadcrumbs_ties": Dialect({**_DELTA, "density": 1.0, "gamma": 0.01}, per_model=("weight", "density", "gamma")),
     "slerp": Dialect({"t": None}, per_model=(), base_is_first=True),
-    "nuslerp": Dialect({**_WEIGHT, "nuslerp_flatten": True, "nuslerp_row_wise": False}),
-    "multislerp": Dialect({**_WEIGHT, "normalize_weights": True, "eps": 1e-8}),
+    "nuslerp": Dialect({**_WEIGHT, "nuslerp_flatten": True, "nuslerp_row_wise": False}, base_is_optional=True),
+    "multislerp": Dialect({**_WEIGHT, "normalize_weights": True, "eps": 1e-8}, base_is_optional=True),
     "karcher": Dialect({"max_iter": 10, "tol": 1e-5}, per_model=(), implied={"coefficient": 1.0}),
     "model_stock": Dialect({"filter_wise": False}, per_model=(), implied={"clamp": False, "t_scale": 1.0}),
     "nearswap": Dialect({"t": None}, per_model=()),

@@ -208,10 +208,11 @@ class MergekitReader:
             self.add("base_model", f"missing; {spec.name} needs it")
         if spec.needs_base:
             return [source for source in listed if source != base], base
-        if base is not None and dialect.base_is_first:
+        if base is not None and (dialect.base_is_first or dialect.base_is_optional):
             return [source for source in listed if source != base], base
-        # mergekit appends an unlisted base to the models; without a weight it does not count.
-        if base is not None and base not in listed and top.get("weight") is not None:
+        # mergekit appends an unlisted base to the models; where models have weights, it does not count without one.
+        counts = top.get("weight") is not None or "weight" not in dialect.defaults
+        if base is not None and base not in listed and counts:
             return [*listed, base], None
         return listed, None
 

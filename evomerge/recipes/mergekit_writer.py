@@ -135,7 +135,9 @@ class _Writer:
         return "\n".join(lines) + "\n"
 
     def _base(self) -> Source | None:
-        node = self._merge.base if self._spec.needs_base or self._dialect.base_is_first else None
+        dialect = self._dialect
+        takes_base = self._spec.needs_base or dialect.base_is_first or dialect.base_is_optional
+        node = self._merge.base if takes_base else None
         if node is None and self._dialect.base_is_first:
             node = self._merge.experts[0][1]
         assert node is None or isinstance(node, Source)

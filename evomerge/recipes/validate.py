@@ -28,7 +28,7 @@ def recipe_problems(recipe: Recipe, where: str = "") -> list[Problem]:
 
 def is_pairwise(spec: MethodSpec) -> bool:
     """Whether a method merges exactly two models, of which a base would be the first."""
-    return spec.max_experts == 2 and not spec.needs_base
+    return (spec.min_experts, spec.max_experts, spec.needs_base) == (1, 2, False)
 
 
 def value_problem(parameter: Hyperparameter, value: Scalar | tuple[float, ...]) -> str | None:
