@@ -37,7 +37,8 @@ def run(name: str, seed: int, folder: Path, options: argparse.Namespace, baselin
     if options.search_documents:
         config = yaml.safe_load((ROOT / "experiments" / f"{name}.yaml").read_text())
         limited = {"documents": {"search": {"limit": options.search_documents}}}
-        fitness = [{"preset": preset, **limited} for preset in config["fitness"]]
+        presets = [item if isinstance(item, str) else item["preset"] for item in config["fitness"]]
+        fitness = [{"preset": preset, **limited} for preset in presets]
         command += ["--set", f"fitness={json.dumps(fitness)}"]
     for setting in options.set:
         command += ["--set", setting]

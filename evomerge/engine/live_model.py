@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
@@ -67,10 +69,11 @@ class LiveModel:
         self.model_bytes = sum(p.numel() * p.element_size() for p in self._parameters.values())
         cap = _default_state_bytes(self.device) if state_memory_bytes is None else state_memory_bytes
         self._merger = TensorMerger(self.models, self.device, cap)
-        self._scratch: dict[torch.dtype, Tensor] = {}
+        self._scratch: dict[tuple[int, torch.dtype], Tensor] = {}  # by thread
         num_threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._threads = TensorThreads(num_threads, self.architecture)
         self._holds: dict[str, Hashable] = {}  # parameters whose content no candidate of the same models changes
+        self._upper: dict[str, Tensor] = {}  # bf16 views of fp32 parameters that hold nothing more precise
         if self.models.get(self.reference).adapter is not None or not self._loaded_as_tied:
             self.apply(Recipe(self.reference))
 
@@ -148,9 +151,7 @@ class LiveModel:
 
         self._prepare(recipe.model)
         try:
-            with torch.no_grad():
-                for slot in self.architecture.slots:
-                    self._write(self._merger.pending(recipe.model, slot), output.of(slot), sums)
+            self._write_all(recipe.model, output, sums)
             check_finite([(slot.name, sums[slot.name]) for slot in self.architecture.slots if slot.name in sums])
         except BaseException:
             self._holds.clear()
@@ -169,6 +170,19 @@ class LiveModel:
         if missing:
             self._threads.each(prepare, missing)
 
+    def _write_all(self, root: Node, output: OutputDtype, sums: dict[str, Tensor]) -> None:
+        def write(slot: Slot) -> None:
+            with torch.no_grad():
+                self._write(self._merger.pending(root, slot), output.of(slot), sums)
+
+        slots = sorted(self.architecture.slots, key=lambda slot: -slot.num_elements)
+        # What one core would still be busy with when the others are done is split over all of them.
+        share = sum(slot.num_elements for slot in slots) // (2 * self._threads.num_workers)
+        for slot in slots:
+            if slot.num_elements > share:
+                write(slot)
+        self._threads.each(write, [slot for slot in slots if slot.num_elements <= share])
+
     def _write(self, pending: PendingTensor, output: torch.dtype, sums: dict[str, Tensor]) -> None:
         slot = pending.slot
         held = None if pending.constant is None else (pending.constant, output)
@@ -178,16 +192,28 @@ class LiveModel:
         parameter = self._parameters[slot.name]
         # A dtype at least as wide as the method's fp32 adds no rounding of its own.
         is_direct = output in (parameter.dtype, torch.float32, torch.float64)
-        target = parameter if is_direct else self._scratch_for(slot, output)
-        self._merger.write(pending, target)
-        sums[slot.name] = checked_copy(None if target is parameter else parameter, target)
+        if output == torch.bfloat16 and _has_upper_halves(parameter):
+            self._merger.write(pending, self._upper_halves(slot.name, parameter))
+            sums[slot.name] = checked_copy(None, parameter)
+        else:
+            self._upper.pop(slot.name, None)
+            target = parameter if is_direct else self._scratch_for(slot, output)
+            self._merger.write(pending, target)
+            sums[slot.name] = checked_copy(None if is_direct else parameter, target)
         if held is not None:
             self._holds[slot.name] = held
 
+    def _upper_halves(self, name: str, parameter: Tensor) -> Tensor:
+        """A view to write bf16 on, which is the upper half of the same number in fp32, the lower one being 0."""
+        if name not in self._upper:
+            self._upper[name] = parameter.zero_().view(torch.bfloat16)[..., 1::2]
+        return self._upper[name]
+
     def _scratch_for(self, slot: Slot, dtype: torch.dtype) -> Tensor:
-        if dtype not in self._scratch or self._scratch[dtype].numel() < slot.num_elements:
-            self._scratch[dtype] = torch.empty(slot.num_elements, dtype=dtype, device=self.device)
-        return self._scratch[dtype][: slot.num_elements].view(slot.shape)
+        key = (threading.get_ident(), dtype)
+        if key not in self._scratch or self._scratch[key].numel() < slot.num_elements:
+            self._scratch[key] = torch.empty(slot.num_elements, dtype=dtype, device=self.device)
+        return self._scratch[key][: slot.num_elements].view(slot.shape)
 
     def _load(self) -> nn.Module:
         from transformers import AutoModelForCausalLM
@@ -247,6 +273,11 @@ def cpu_computes_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 matrices in hardware; without that float32 is several times faster."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, name, bool)()) for name in checks)
+
+
+def _has_upper_halves(parameter: Tensor) -> bool:
+    is_whole = parameter.dim() > 0 and parameter.is_contiguous()
+    return parameter.dtype == torch.float32 and is_whole and sys.byteorder == "little"
 
 
 @contextmanager

@@ -151,7 +151,7 @@ class TensorMerger:
             return PendingTensor(slot, ("source", node), node)
         plan = self._plans[id(node)]
         structural, values = plan.values(slot)
-        key = self._key(plan, slot)
+        key = self._key(plan, structural, slot)
         prepared = self._kept.get(key)
         if prepared is None:
             prepared = self._prepare(plan, structural, slot, reused=key not in self._too_large)
@@ -164,7 +164,8 @@ class TensorMerger:
         """Whether ``pending`` has nothing to prepare that could be kept."""
         if isinstance(node, Source):
             return True
-        key = self._key(self._plans[id(node)], slot)
+        plan = self._plans[id(node)]
+        key = self._key(plan, plan.values(slot)[0], slot)
         return key in self._kept or key in self._too_large
 
     def write(self, pending: PendingTensor, out: Tensor) -> None:
@@ -185,9 +186,9 @@ class TensorMerger:
         except ValueError as error:
             raise UserError(f"recipe: {pending.node.method}, tensor {pending.slot.name}: {error}") from error
 
-    def _key(self, plan: MergePlan, slot: Slot) -> tuple[Hashable, ...]:
+    def _key(self, plan: MergePlan, structural: Mapping[str, Value], slot: Slot) -> tuple[Hashable, ...]:
         # Hashing whole nodes for every tensor would cost more than merging small ones.
-        return (plan.key_number, tuple(plan.values(slot)[0].items()), slot.name)
+        return (plan.key_number, tuple(structural.items()), slot.name)
 
     def _add_plans(self, node: Node) -> None:
         if isinstance(node, Source):

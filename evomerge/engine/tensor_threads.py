@@ -1,7 +1,8 @@
 """Working on several tensors at a time on a CPU.
 
-Preparing a tensor is a few long operations, of which sorting and selecting use one core: those run side by side here.
-Applying is many short ones, which contend for the interpreter and are better split over the cores one by one.
+Sorting and selecting use one core, and a thread that is woken for its share of one tensor begins late: whole tensors
+are worked on side by side, one core each. Only tensors that would keep one core busy long after the others are done
+are split over all cores.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -39,37 +40,38 @@ class TensorThreads:
         self._pool: ThreadPoolExecutor | None = None
 
     def each(self, function: Callable[[Item], None], items: Iterable[Item]) -> None:
-        """Call a function for every item, in any order, and return when none is in work.
+        """Call a function for every item, begun in their order, and return when none is in work.
 
         Raises:
-            Exception: the first that a call raised; items not begun by then are left out.
+            Exception: that of the first item whose call raised; items not begun by then are left out.
         """
         if self.num_workers == 1:
             for item in items:
                 function(item)
             return
-        queue, lock, failed = iter(items), threading.Lock(), threading.Event()
+        queue, lock, stopped = iter(enumerate(items)), threading.Lock(), threading.Event()
+        errors: dict[int, Exception] = {}
 
         def work() -> None:
-            while not failed.is_set():
+            while not stopped.is_set():
                 with lock:
-                    item = next(queue, None)
+                    index, item = next(queue, (-1, None))
                 if item is None:
                     return
                 try:
                     function(item)
-                except BaseException:
-                    failed.set()
-                    raise
+                except Exception as error:
+                    errors[index] = error
+                    stopped.set()
 
         futures = [self._threads().submit(work) for _ in range(self.num_workers)]
         try:
-            _wait_for_all(futures)
-        except BaseException:
-            failed.set()  # an interrupt of the waiting thread ends the workers too
-            for future in futures:
-                future.exception()
-            raise
+            wait(futures)
+        finally:  # an interrupt of the waiting thread ends the workers too
+            stopped.set()
+            wait(futures)
+        if errors:
+            raise errors[min(errors)]
 
     def in_order(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Results of a function in the order of the items, with a few of the next ones in work."""
@@ -101,9 +103,3 @@ class TensorThreads:
                 self.num_workers, "merge", initializer=torch.set_num_threads, initargs=(self._threads_each,)
             )
         return self._pool
-
-
-def _wait_for_all(futures: list[Future[None]]) -> None:
-    errors = [error for future in futures if (error := future.exception()) is not None]
-    if errors:
-        raise errors[0]

@@ -108,7 +108,10 @@ SPECS: dict[str, MethodSpec] = _collect(
         MethodSpec(
             "linear",
             "Weighted average of models",
-            (_coefficient(0.0, 1.0), _normalize(True, _ALL_COEFFICIENTS)),
+            (
+                _coefficient(0.0, 1.0),
+                _structural("normalize", True, "normalize", f"divide by {_ALL_COEFFICIENTS}"),
+            ),
             "evomerge.methods.linear:Linear",
             needs_base=False,
             paper="Model soups (Wortsman 2022)",

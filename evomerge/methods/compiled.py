@@ -9,7 +9,7 @@ bits depend neither on blocks nor on threads.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,11 +20,10 @@ from torch.autograd.graph import increment_version
 
 from evomerge.methods import kernels
 from evomerge.methods.cores import run_ranges
-from evomerge.methods.kernels import BFLOAT16, BLOCK, FLOAT16, FLOAT32, NOWHERE
-from evomerge.methods.trim import Rule
+from evomerge.methods.kernels import BFLOAT16, BLOCK, FLOAT16, FLOAT32, UPPER_BFLOAT16
+from evomerge.methods.trim import ALL, MAGNITUDE, RANDOM, Rule
 
 _FORMATS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
-_MODES = {"sum": kernels.SUM, "elected_sum": kernels.ELECTED_SUM, "elected_mean": kernels.ELECTED_MEAN}
 
 Combination = Literal["sum", "elected_sum", "elected_mean"]
 
@@ -36,7 +35,7 @@ class Part:
     Attributes:
         expert: flat ``(n,)``.
         factor: multiplies the trimmed task vector.
-        share: what ELECTED_MEAN divides by where the expert agrees.
+        share: what ``elected_mean`` divides by where the expert agrees.
         rule: what is dropped.
     """
 
@@ -48,10 +47,12 @@ class Part:
 
 def fits(out: Tensor, sources: Sequence[Tensor]) -> bool:
     """Whether the kernels take these tensors: bf16, fp16 or fp32 in the memory of the CPU, the sources without gaps."""
-    return all(source.is_contiguous() for source in sources) and all(
-        tensor.dtype in _FORMATS and tensor.device.type == "cpu" and tensor.data_ptr() % tensor.element_size() == 0
-        for tensor in (out, *sources)
-    )
+    for tensor in (out, *sources):
+        if not (tensor.is_cpu and tensor.dtype in _FORMATS) or tensor.data_ptr() % tensor.element_size():
+            return False
+        if tensor is not out and not tensor.is_contiguous():
+            return False
+    return True
 
 
 def weighted_sum(out: Tensor, sources: Sequence[Tensor], weights: Sequence[float]) -> None:
@@ -62,12 +63,16 @@ def weighted_sum(out: Tensor, sources: Sequence[Tensor], weights: Sequence[float
         sources: flat tensors ``(n,)`` that ``fits`` takes.
         weights: one for each source.
     """
+    is_three = 2 <= len(sources) <= 3 and all(source.dtype == torch.bfloat16 for source in sources)
+    if is_three and len(sources) == 2:
+        sources, weights = [*sources, sources[0]], [*weights, 0.0]
     places, formats = _places(sources), _formats(sources)
     numbers = np.array(weights, dtype=np.float32)
 
     def write(place: Any, format_: int) -> None:
+        modes = np.array([format_, is_three], dtype=np.int64)
         run_ranges(
-            lambda first, last: kernels.weighted_sum(place, format_, places, formats, numbers, first, last),
+            lambda first, last: kernels.weighted_sum(place, modes, places, formats, numbers, first, last),
             out.numel(),
             BLOCK,
         )
@@ -85,21 +90,22 @@ def merge_deltas(combine: Combination, out: Tensor, base: Tensor, parts: Sequenc
         parts: the experts.
         scale: multiplies the combination.
     """
-    mode = _MODES[combine]
-    rules = [part.rule for part in parts]
-    experts = [part.expert for part in parts]
+    is_three = len(parts) <= 3 and _are_alike(base, parts)
+    if is_three:  # the base itself, times 0, stands in for experts that are not there
+        parts = [*parts, *(replace(parts[0], expert=base, factor=0.0, share=0.0) for _ in range(3 - len(parts)))]
+    rules, experts = [part.rule for part in parts], [part.expert for part in parts]
     codes = [0 if rule.codes is None else rule.codes.data_ptr() for rule in rules]
     places = np.stack([_places([base, *experts]), np.array([0, *codes], dtype=np.uint64)])
     columns = ([0, *(getattr(rule, name) for rule in rules)] for name in ("kind", "cut", "upper_cut"))
     integers = np.array([_formats([base, *experts]), *columns], dtype=np.int64)
-    rows = ([part.factor, part.share, part.rule.limit, part.rule.upper] for part in parts)
+    with_shares = combine == "elected_mean"
+    rows = ([part.factor, part.share if with_shares else 0.0, part.rule.limit, part.rule.upper] for part in parts)
     numbers = np.array([[scale, 0.0, 0.0, 0.0], *rows], dtype=np.float32)
 
     def write(place: Any, format_: int) -> None:
+        modes = np.array([format_, combine != "sum", is_three], dtype=np.int64)
         run_ranges(
-            lambda first, last: kernels.merge_deltas(
-                place, format_ + 10 * mode, places, integers, numbers, first, last
-            ),
+            lambda first, last: kernels.merge_deltas(place, modes, places, integers, numbers, first, last),
             out.numel(),
             BLOCK,
         )
@@ -107,25 +113,19 @@ def merge_deltas(combine: Combination, out: Tensor, base: Tensor, parts: Sequenc
     _into(out, write)
 
 
-def copy(out: Tensor | None, source: Tensor) -> bool:
-    """Write ``source`` into ``out``, if there is one, and return whether all of it is finite.
+def _are_alike(base: Tensor, parts: Sequence[Part]) -> bool:
+    """Whether one loop can read all of them; see the kernel's ``modes``."""
+    kinds = {part.rule.kind for part in parts}
+    is_bf16 = all(tensor.dtype == torch.bfloat16 for tensor in (base, *(part.expert for part in parts)))
+    return is_bf16 and (kinds == {RANDOM} or kinds <= {ALL, MAGNITUDE})
 
-    Args:
-        out: contiguous, of as many elements, such as ``fits`` takes.
-        source: the same.
-    """
-    place, format_ = np.uint64(source.data_ptr()), _FORMATS[source.dtype]
-    target = np.uint64(0) if out is None else np.uint64(out.data_ptr())
-    target_format = NOWHERE if out is None else _FORMATS[out.dtype]
-    finite = []
-    run_ranges(
-        lambda first, last: finite.append(kernels.copy(target, target_format, place, format_, first, last)),
-        source.numel(),
-        BLOCK,
-    )
-    if out is not None:
-        _tell_autograd(out)
-    return all(finite)
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all of a tensor that ``fits`` takes is finite."""
+    place, format_ = np.uint64(tensor.data_ptr()), _FORMATS[tensor.dtype]
+    found: list[bool] = []
+    run_ranges(lambda first, last: found.append(kernels.is_finite(place, format_, first, last)), tensor.numel(), BLOCK)
+    return all(found)
 
 
 def _tell_autograd(written: Tensor) -> None:
@@ -144,8 +144,24 @@ def _formats(tensors: Sequence[Tensor]) -> npt.NDArray[np.int64]:
 
 def _into(out: Tensor, write: Callable[[Any, int], None]) -> None:
     """Let ``write(place, format)`` fill ``out``, by way of a tensor without gaps if it has some."""
+    if _is_upper(out):
+        write(np.uint64(out.data_ptr() - 2), UPPER_BFLOAT16)
+        _tell_autograd(out)
+        return
     whole = out if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype)
     write(np.uint64(whole.data_ptr()), _FORMATS[out.dtype])
     _tell_autograd(whole)
     if whole is not out:
         out.copy_(whole)
+
+
+def _is_upper(out: Tensor) -> bool:
+    """Whether these are the upper halves of the words of an fp32 tensor without gaps: bf16 that needs no widening."""
+    if out.dtype != torch.bfloat16 or out.data_ptr() % 4 != 2:
+        return False
+    expected = 2
+    for size, stride in zip(reversed(out.shape), reversed(out.stride()), strict=True):
+        if stride != expected and size != 1:
+            return False
+        expected *= size
+    return True

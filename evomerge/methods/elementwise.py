@@ -16,6 +16,8 @@ from torch import Tensor
 from evomerge.methods.sweep import CPU_CHUNK, sweep
 from evomerge.methods.trim import Rule, Trim
 
+_FINITE, _NOT_FINITE = torch.tensor(0.0), torch.tensor(float("nan"))
+
 
 @dataclass(frozen=True)
 class Term:
@@ -168,8 +170,10 @@ def checked_copy(out: Tensor | None, source: Tensor) -> Tensor:
         of its sum on an accelerator). Reading it waits for the device; that is left to the caller.
     """
     compiled = _compiled(source if out is None else out, [source])
-    if compiled is not None and (out is None or out.is_contiguous()):
-        return torch.tensor(0.0 if compiled.copy(out, source) else float("nan"))
+    if compiled is not None:
+        if out is not None:
+            compiled.weighted_sum(out, [source.view(-1)], [1.0])
+        return _FINITE if compiled.is_finite(source) else _NOT_FINITE
     if out is not None:
         out.copy_(source)
     return source.sum(dtype=torch.float32) if source.dtype == torch.float16 else source.sum()

@@ -15,14 +15,17 @@ from evomerge.methods.inputs import SMALLEST_SUM, Inputs, Values, is_equal, read
 
 @dataclass(frozen=True)
 class LinearState:
-    """Models, and the indices of the experts that equal the first one, itself among them."""
+    """Models, the indices of the experts that equal the first one, itself among them, and whether to take a mean."""
 
     inputs: Inputs
     equal: tuple[int, ...]
+    is_mean: bool
 
 
 class Linear(MergeMethod):
     """``Σ c_i θ_i``, divided by ``Σ c_i`` when normalised (model soups). A base is ignored.
+
+    Equal tensors, of weights that nobody trained, are their own mean whatever the coefficients.
 
     Reference: Wortsman 2022, https://arxiv.org/abs/2203.05482
     """
@@ -38,7 +41,7 @@ class Linear(MergeMethod):
         inputs = Inputs.check(None, experts)
         first = inputs.experts[0]
         equal = (index for index, expert in enumerate(inputs.experts) if expert is first or is_equal(first, expert))
-        return LinearState(inputs, tuple(equal))
+        return LinearState(inputs, tuple(equal), read_flag(structural, "normalize"))
 
     def apply(self, state: LinearState, values: Values, out: Tensor) -> None:
         """Write the weighted sum.
@@ -48,13 +51,20 @@ class Linear(MergeMethod):
         """
         experts = state.inputs.experts
         coefficients = read_numbers(values, "coefficient", len(experts))
-        total = sum(coefficients) if read_flag(values, "normalize") else 1.0
+        if self.is_constant(state):
+            weighted_sum(out, experts[:1], [1.0])
+            return
+        total = sum(coefficients) if state.is_mean else 1.0
         if abs(total) < SMALLEST_SUM:
             raise MergeFailed(f"linear: the coefficients {list(coefficients)} sum to 0 and cannot be normalized")
         others = [index for index in range(len(experts)) if index not in state.equal]
         first = sum(coefficients[index] for index in state.equal)
         weights = [first, *(coefficients[index] for index in others)]
         weighted_sum(out, [experts[index] for index in (0, *others)], [weight / total for weight in weights])
+
+    def is_constant(self, state: LinearState) -> bool:
+        """Whether it is a mean of equal tensors."""
+        return state.is_mean and len(state.equal) == len(state.inputs.experts)
 
     def state_bytes(self, state: LinearState) -> int:
         """Bytes of copied inputs."""

@@ -84,8 +84,11 @@ def test_wider_live_model_holds_rounded_weights(live: LiveModel, family: Family)
     live.apply(recipe_of(family, "linear", 3, dtype="bfloat16"))
     for parameter in live.model.parameters():
         assert torch.equal(parameter, parameter.bfloat16().float())
+    rounded = snapshot(live.model)
     live.apply(recipe_of(family, "linear", 3, dtype="float32"))
     assert any(not torch.equal(parameter, parameter.bfloat16().float()) for parameter in live.model.parameters())
+    live.apply(recipe_of(family, "linear", 3, dtype="bfloat16"))
+    assert_same(rounded, snapshot(live.model))
 
 
 def test_live_dtypes_agree(family: Family) -> None:
@@ -204,7 +207,7 @@ def test_memory_plan_counts_what_is_held(live: LiveModel, family: Family) -> Non
     numel = sum(parameter.numel() for parameter in live.model.parameters())
     assert live.model_bytes == 4 * numel
     # The inner merge's fp32 result is held between candidates, or made again for each where that does not fit.
-    inner = Merge("linear", family.experts[:2])
+    inner = Merge("linear", family.experts[:2], parameters=(("normalize", (Rule(False),)),))
     recipe = Recipe(Merge("linear", (("inner", inner), family.experts[2])), tokenizer=family.base)
     live.apply(recipe)
     assert f"prepared merge state {4 * numel / 1e6:,.0f} MB" in live.memory_plan

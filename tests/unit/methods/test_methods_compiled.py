@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from evomerge.methods.compiled import Combination, Part, copy, fits, merge_deltas, weighted_sum
+from evomerge.methods.compiled import Combination, Part, fits, is_finite, merge_deltas, weighted_sum
 from evomerge.methods.kernels import BLOCK
-from evomerge.methods.trim import MAGNITUDE, RANDOM, Rule
+from evomerge.methods.trim import ALL, BAND, MAGNITUDE, RANDOM, Rule
 
 HALVES = (torch.float16, torch.bfloat16)
 NAN = float("nan")
@@ -109,18 +109,100 @@ def test_block_boundaries() -> None:
         assert out[size] == -7.0
 
 
+CODES = torch.randint(-(1 << 15), 1 << 15, (3000,), generator=torch.Generator().manual_seed(1)).to(torch.int16)
+RULES = {
+    "all": [Rule()] * 3,
+    "magnitude": [Rule(MAGNITUDE, 0.002, 700), Rule(), Rule(MAGNITUDE, 0.004, 701)],
+    "random": [Rule(RANDOM, limit, codes=CODES.roll(limit)) for limit in (0, -900, 20_000)],
+    "random_and_all": [Rule(RANDOM, 0, codes=CODES), Rule(), Rule(RANDOM, 9, codes=CODES)],
+    "band": [Rule(BAND, 0.001, 900, 0.004, 1900), Rule(MAGNITUDE, 0.002, 1000), Rule()],
+}
+
+
+def kept(rule: Rule, delta: Tensor) -> Tensor:
+    index, magnitude = torch.arange(len(delta)), delta.abs()
+    limit, upper = (float(torch.tensor(number)) for number in (rule.limit, rule.upper))
+    if rule.kind == RANDOM:
+        assert rule.codes is not None
+        return rule.codes > rule.limit
+    if rule.kind == ALL:
+        return torch.ones(len(delta), dtype=torch.bool)
+    above = (magnitude > limit) | ((magnitude == limit) & (index < rule.cut))
+    if rule.kind == BAND:
+        above &= (magnitude < upper) | ((magnitude == upper) & (index >= rule.upper_cut))
+    return above
+
+
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("combine", ["sum", "elected_sum", "elected_mean"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+def test_merges_equal_their_definition_however_many_experts_one_loop_reads(
+    combine: Combination, count: int, rules: list[Rule], dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+    base = (torch.randn(3000, generator=generator) * 8).round().div(1024).to(dtype)
+    experts = [(base + (torch.randn(3000, generator=generator) * 3).round().div(1000)).to(dtype) for _ in range(count)]
+    parts = [Part(e, f, s, r) for e, f, s, r in zip(experts, (0.5, -0.718, 0.937), (0.5, 0.25, 2.0), rules)]
+    out = torch.empty(3000)
+    merge_deltas(combine, out, base, parts, 0.75)
+
+    weighted = [
+        part.factor * (delta := part.expert.double() - base.double()) * kept(part.rule, delta) for part in parts
+    ]
+    total = torch.stack(weighted).sum(0)
+    agrees = [(entry * torch.where(total >= 0, 1.0, -1.0) > 0).double() for entry in weighted]
+    if combine != "sum":
+        total = sum(entry * agree for entry, agree in zip(weighted, agrees))
+    if combine == "elected_mean":
+        divisor = sum(part.share * agree for part, agree in zip(parts, agrees))
+        total = total / torch.where(divisor == 0, 1.0, divisor)
+    torch.testing.assert_close(out.double(), base.double() + 0.75 * total, rtol=0, atol=1e-7)
+
+    # A fourth expert that equals the base adds nothing, and has them read one by one.
+    again = torch.empty(3000)
+    idle = [Part(base, 1.0, 1.0, Rule(BAND, 0.0, 0, 1.0, 0))] * (4 - count)
+    merge_deltas(combine, again, base, [*parts, *idle], 0.75)
+    assert torch.equal(again, out)
+
+
+def test_upper_halves_are_written_and_lower_ones_left_alone() -> None:
+    words = torch.arange(1, 25, dtype=torch.int32).view(4, 6)
+    upper = words.view(torch.bfloat16)[..., 1::2]
+    source = torch.randn(24, generator=torch.Generator().manual_seed(0))
+    weighted_sum(upper, [source], [3.0])
+    assert torch.equal(upper, (3.0 * source).bfloat16().view(4, 6))
+    assert torch.equal(words & 0xFFFF, torch.arange(1, 25, dtype=torch.int32).view(4, 6))
+    lower = words.view(torch.bfloat16)[..., ::2]
+    weighted_sum(lower, [source], [2.0])
+    assert torch.equal(lower, (2.0 * source).bfloat16().view(4, 6))
+    assert torch.equal(upper, (3.0 * source).bfloat16().view(4, 6))
+    part = words.view(torch.bfloat16)[1:, 1::2][:, :2]
+    weighted_sum(part, [torch.ones(6)], [1.0])
+    assert upper[1:].tolist() == [[1.0, 1.0, *row[2:]] for row in upper[1:].tolist()]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("source_dtype", [torch.float32, *HALVES], ids=str)
 @pytest.mark.parametrize("out_dtype", [torch.float32, *HALVES], ids=str)
-def test_copy_casts_and_finds_what_is_not_finite(source_dtype: torch.dtype, out_dtype: torch.dtype) -> None:
-    source = torch.linspace(-5.0, 5.0, 100_000).to(source_dtype)
-    out = torch.empty(100_000, dtype=out_dtype)
-    assert copy(out, source)
-    assert torch.equal(out, source.to(out_dtype))
-    assert copy(None, source)
+def test_weighted_sums_of_any_formats(source_dtype: torch.dtype, out_dtype: torch.dtype, count: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    sources = [torch.randn(3000, generator=generator).to(source_dtype) for _ in range(count)]
+    weights, out = [0.7, -0.4, 1.3, 0.2][:count], torch.empty(3000, dtype=out_dtype)
+    weighted_sum(out, sources, weights)
+    exact = torch.zeros(3000)
+    for source, weight in zip(sources, weights, strict=True):
+        exact += source.float() * torch.tensor(weight)
+    assert torch.equal(out, exact.to(out_dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+def test_what_is_not_finite_is_found(dtype: torch.dtype) -> None:
+    source = torch.linspace(-5.0, 5.0, 100_000).to(dtype)
+    source[5], source[6] = torch.finfo(dtype).max, torch.finfo(dtype).min
+    assert is_finite(source)
     for place in (0, 70_000, 99_999):
-        for value in (NAN, float("inf"), -float("inf")):
+        for value in (NAN, -NAN, float("inf"), -float("inf")):
             broken = source.clone()
             broken[place] = value
-            assert not copy(None, broken)
-            assert not copy(out, broken)
-            assert same(out[place], broken[place])
+            assert not is_finite(broken)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from evomerge.errors import MergeFailed, UserError
 from evomerge.methods.base import TensorContext
-from evomerge.methods.catalogue import load_method
+from evomerge.methods.catalogue import SPECS, load_method
 from evomerge.methods.magnitude_trim import LEVELS, MagnitudeRanking
 
 N = 5000
@@ -32,6 +32,8 @@ def run(
 ) -> Tensor:
     method = load_method(name)
     structural = {"rescale": rescale} if name.startswith("dare") else {}
+    names = {parameter.name for parameter in SPECS[name].hyperparameters if parameter.structural}
+    structural |= {key: values.pop(key) for key in sorted(names & values.keys())}
     keys = tuple(f"expert{i}" for i in range(len(experts)))
     out = torch.empty_like(experts[0])
     method.apply(method.prepare(base, experts, structural, TensorContext("w", seed, keys)), values, out)
