@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from evomerge.methods.base import MergeMethod, TensorContext, Value
 from evomerge.methods.inputs import Inputs, Values, read_number, read_numbers
 from evomerge.methods.sweep import sweep
+from evomerge.methods.task_vectors import TaskVectorMethod
 
 
-class Consensus(MergeMethod):
+class Consensus(TaskVectorMethod):
     """``θ0 + λ Στ ⊙ [Σ_i m_i ≥ k]`` with TALL masks ``m_i = |τ_i| > ζ_i |Στ - τ_i|``.
 
     k = 2 drops what one expert alone wants and what none wants; k = 0 is task arithmetic.
     Reference: Wang 2024, https://arxiv.org/abs/2405.07813
     """
-
-    def prepare(
-        self,
-        base: Tensor | None,
-        experts: Sequence[Tensor],
-        structural: Mapping[str, Value],
-        context: TensorContext,
-    ) -> Inputs:
-        """Keep the models."""
-        return Inputs.check(base, experts, needs_base=True)
 
     def apply(self, state: Inputs, values: Values, out: Tensor) -> None:
         """Write the merged tensor."""
@@ -49,11 +39,3 @@ class Consensus(MergeMethod):
 
         experts = [state.experts[index] for index in state.active]
         sweep(kernel, out, [state.origin, *experts], num_buffers=5)
-
-    def is_constant(self, state: Inputs) -> bool:
-        """Whether every expert equals the base."""
-        return not state.active
-
-    def state_bytes(self, state: Inputs) -> int:
-        """Bytes of copied inputs."""
-        return state.copied_bytes

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from evomerge.methods.base import MergeMethod, TensorContext, Value
 from evomerge.methods.inputs import Inputs, Values, read_number
 from evomerge.methods.sweep import sweep
+from evomerge.methods.task_vectors import TaskVectorMethod
 
 
-class Emr(MergeMethod):
+class Emr(TaskVectorMethod):
     """``θ0 + λ γ ⊙ ε``: γ = 1 where ``Σ τ_i > 0``, else -1; ε the largest ``|τ_i|`` among entries of that sign.
 
     Only the unified vector. The paper's masks and rescalers restore each task's own model at inference and make no
     single checkpoint. The unified vector is longer than any task vector: λ below 1 is usual.
     Reference: Huang 2024, https://arxiv.org/abs/2405.17461
     """
-
-    def prepare(
-        self,
-        base: Tensor | None,
-        experts: Sequence[Tensor],
-        structural: Mapping[str, Value],
-        context: TensorContext,
-    ) -> Inputs:
-        """Keep the models."""
-        return Inputs.check(base, experts, needs_base=True)
 
     def apply(self, state: Inputs, values: Values, out: Tensor) -> None:
         """Write the merged tensor."""
@@ -49,11 +39,3 @@ class Emr(MergeMethod):
 
         experts = [state.experts[index] for index in state.active]
         sweep(kernel, out, [state.origin, *experts], num_buffers=5)
-
-    def is_constant(self, state: Inputs) -> bool:
-        """Whether every expert equals the base."""
-        return not state.active
-
-    def state_bytes(self, state: Inputs) -> int:
-        """Bytes of copied inputs."""
-        return state.copied_bytes

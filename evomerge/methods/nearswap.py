@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import UserError
-from evomerge.methods.base import MergeMethod, TensorContext, Value
+from evomerge.methods.base import TensorContext, Value
 from evomerge.methods.inputs import Inputs, Values, read_number
 from evomerge.methods.sweep import sweep
+from evomerge.methods.task_vectors import TaskVectorMethod
 
 
-class Nearswap(MergeMethod):
+class Nearswap(TaskVectorMethod):
     """``θ0 + sign(θ1 - θ0) · min(|θ1 - θ0|, t)``: weights nearer than t become the expert's.
 
     Reference: alchemonaut 2024, QuartetAnemoi, https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001
@@ -33,7 +34,7 @@ class Nearswap(MergeMethod):
         """
         if len(experts) != 1:
             raise UserError(f"nearswap merges a base and one expert, got {len(experts)} experts; nest merges for more")
-        return Inputs.check(base, experts, needs_base=True)
+        return super().prepare(base, experts, structural, context)
 
     def apply(self, state: Inputs, values: Values, out: Tensor) -> None:
         """Write the merged tensor.
@@ -52,11 +53,3 @@ class Nearswap(MergeMethod):
             target.copy_(origin.add_(delta.clamp_(-t, t)))
 
         sweep(kernel, out, [state.origin, *state.experts], num_buffers=2)
-
-    def is_constant(self, state: Inputs) -> bool:
-        """Whether the expert equals the base."""
-        return not state.active
-
-    def state_bytes(self, state: Inputs) -> int:
-        """Bytes of copied inputs."""
-        return state.copied_bytes

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from torch import Tensor
 
-from evomerge.methods.base import MergeMethod, TensorContext, Value
 from evomerge.methods.elementwise import weighted_sum
 from evomerge.methods.inputs import Inputs, Values, normalizer, read_flag, read_number, read_numbers
+from evomerge.methods.task_vectors import TaskVectorMethod
 
 
-class TaskArithmetic(MergeMethod):
+class TaskArithmetic(TaskVectorMethod):
     """``θ0 + λ Σ c_i (θ_i - θ0)``; normalised, the sum is divided by ``Σ c_i``.
 
     Computed as ``(1 - Σ w_i) θ0 + Σ w_i θ_i``, one pass for each model and exact for one expert at weight 1.
     Reference: Ilharco 2022, https://arxiv.org/abs/2212.04089
     """
-
-    def prepare(
-        self,
-        base: Tensor | None,
-        experts: Sequence[Tensor],
-        structural: Mapping[str, Value],
-        context: TensorContext,
-    ) -> Inputs:
-        """Keep the models and find the experts that differ from the base."""
-        return Inputs.check(base, experts, needs_base=True)
 
     def apply(self, state: Inputs, values: Values, out: Tensor) -> None:
         """Write the merged tensor."""
@@ -35,11 +23,3 @@ class TaskArithmetic(MergeMethod):
         weights = [scale * coefficients[index] for index in state.active]
         experts = [state.experts[index] for index in state.active]
         weighted_sum(out, [state.origin, *experts], [1.0 - sum(weights), *weights])
-
-    def is_constant(self, state: Inputs) -> bool:
-        """Whether every expert equals the base."""
-        return not state.active
-
-    def state_bytes(self, state: Inputs) -> int:
-        """Bytes of copied inputs."""
-        return state.copied_bytes
