@@ -1,0 +1,97 @@
+"""Methods that choose or weigh changes by what they find in them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from evomerge.methods.base import Hyperparameter, MethodSpec
+from evomerge.methods.spec_parts import EPSILON, lambda_, number
+
+SELECTION_SPECS = (
+    MethodSpec(
+        "varm",
+        "Task vectors weighted by their energy in each tensor",
+        (number("exponent", 1.0, 0.0, 3.0, "of the energy; 0 weighs all experts alike"), lambda_(0.3, 1.5)),
+        "evomerge.methods.varm:Varm",
+        needs_base=True,
+        paper="FuseChat (Wan 2024)",
+        arxiv="2402.16107",
+    ),
+    MethodSpec(
+        "nearswap",
+        "Step of bounded size from the base towards one expert",
+        (
+            Hyperparameter(
+                "t", "merge", "float", None, 1e-6, 1e-1, mergekit_name="t", description="largest change of a weight"
+            ),
+        ),
+        "evomerge.methods.nearswap:Nearswap",
+        needs_base=True,
+        max_experts=1,
+        paper="QuartetAnemoi (alchemonaut 2024)",
+    ),
+    MethodSpec(
+        "magmax",
+        "The largest change of each weight",
+        (replace(lambda_(0.0, 1.5), default=0.5, mergekit_name=None),),
+        "evomerge.methods.magmax:Magmax",
+        needs_base=True,
+        paper="MagMax (Marczak 2024)",
+        arxiv="2407.06322",
+    ),
+    MethodSpec(
+        "emr",
+        "Elected signs with the largest agreeing magnitudes (unified vector)",
+        (replace(lambda_(0.1, 1.2), mergekit_name=None),),
+        "evomerge.methods.emr:Emr",
+        needs_base=True,
+        paper="EMR-Merging (Huang 2024)",
+        arxiv="2405.17461",
+    ),
+    MethodSpec(
+        "consensus",
+        "Summed task vectors where enough experts care",
+        (
+            Hyperparameter(
+                "mask_threshold",
+                "expert",
+                "float",
+                0.4,
+                0.1,
+                1.0,
+                description="an expert cares where its change exceeds this times that of the others together",
+            ),
+            Hyperparameter(
+                "min_agreement", "merge", "int", 2, 0, 8, description="experts that must care; 0 = task arithmetic"
+            ),
+            replace(lambda_(0.1, 1.5), default=0.4, mergekit_name=None),
+        ),
+        "evomerge.methods.consensus:Consensus",
+        needs_base=True,
+        paper="Consensus merging, TALL masks (Wang 2024)",
+        arxiv="2405.07813",
+    ),
+    MethodSpec(
+        "ram",
+        "Mean of overlapping changes, lone changes in full",
+        (EPSILON, replace(lambda_(0.3, 1.5), mergekit_name=None)),
+        "evomerge.methods.ram:Ram",
+        needs_base=True,
+        paper="Reinforced agent merging (Yuan 2026)",
+        arxiv="2601.13572",
+    ),
+    MethodSpec(
+        "ramplus_tl",
+        "RAM with lone changes enlarged, tensor by tensor",
+        (
+            EPSILON,
+            number("r", 0.1, 0.0, 1.0, "strength of the enlargement", "r"),
+            number("alpha", 0.2, 0.0, 2.0, "limit of shared over lone changes", "alpha"),
+            replace(lambda_(0.3, 1.5), mergekit_name=None),
+        ),
+        "evomerge.methods.ram:RamPlus",
+        needs_base=True,
+        paper="Reinforced agent merging (Yuan 2026)",
+        arxiv="2601.13572",
+    ),
+)
