@@ -13,7 +13,7 @@ from typing import Any
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "mergekit_methods.json"
 
-# Method, number of experts, evomerge's values. Random masks cannot agree, so DARE is compared at density 1.
+# Method, number of experts, evomerge's values. Random masks cannot agree, so DARE and DELLA are compared at density 1.
 CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("linear", 3, {"coefficient": [0.5, 0.2, 0.9], "normalize": True}),
     ("linear", 2, {"coefficient": [0.5, -0.2], "normalize": False}),
@@ -43,6 +43,13 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
             "lambda": 0.8,
         },
     ),
+    ("della_linear", 2, {"coefficient": [0.5, 0.7], "density": [1.0] * 2, "normalize": False, "lambda": 1.1}),
+    ("della", 3, {"coefficient": [0.5, 0.7, 1.0], "density": [1.0] * 3, "normalize": True, "lambda": 0.9}),
+    ("sce", 3, {"select_topk": 1.0, "lambda": 1.0}),
+    ("sce", 3, {"select_topk": 0.4, "lambda": 1.0}),
+    ("sce", 2, {"select_topk": 0.7, "lambda": 1.0}),
+    ("arcee_fusion", 1, {"iqr_factor": 1.5, "lambda": 1.0}),
+    ("passthrough", 1, {"scale": 0.7}),
     ("nuslerp", 2, {"coefficient": [0.5, 0.9], "flatten": True, "row_wise": False}),
     ("nuslerp", 2, {"coefficient": [0.5, 0.9], "flatten": False, "row_wise": False}),
     ("nuslerp", 2, {"coefficient": [0.2, 0.9], "flatten": False, "row_wise": True}),
@@ -55,8 +62,9 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("ram", 3, {"epsilon": 0.1, "lambda": 1.0}),
     ("ramplus_tl", 3, {"epsilon": 0.1, "lambda": 1.0, "r": 0.1, "alpha": 0.2}),
 ]
-# Which of the newer methods take the base as a model of its own kind; karcher and multislerp are compared without one.
-WITH_BASE = ("nuslerp", "model_stock", "nearswap", "ram", "ramplus_tl")
+# Which of the newer methods take the base as a model of its own kind; karcher, multislerp and passthrough have none.
+WITH_BASE = ("nuslerp", "model_stock", "nearswap", "ram", "ramplus_tl", "sce", "arcee_fusion")
+EVOMERGE_ONLY = ("lambda", "t_scale", "clamp", "iqr_factor")
 NAMES = {"coefficient": "weight", "flatten": "nuslerp_flatten", "row_wise": "nuslerp_row_wise"}
 
 
@@ -81,7 +89,7 @@ def mergekit_result(method: str, count: int, values: dict[str, Any]) -> list[lis
     from mergekit.merge_methods.slerp import slerp
 
     base, *experts = (torch.tensor(tensor) for tensor in tensors(count))
-    if method in WITH_BASE or method in ("multislerp", "karcher"):
+    if method in WITH_BASE or method in ("multislerp", "karcher", "passthrough"):
         return merged_by_name(method, base, experts, values)
     if method == "slerp":
         merged = slerp(torch.tensor([values["t"]]), base[None], experts[0][None])[0]
@@ -92,12 +100,14 @@ def mergekit_result(method: str, count: int, values: dict[str, Any]) -> list[lis
     else:
         entries = [TensorEntry(index, expert) for index, expert in enumerate(experts)]
         per_expert = {"weight": values["coefficient"], "density": values.get("density", [1.0] * count)}
+        if method.startswith("della"):
+            per_expert["epsilon"] = [0.15] * count
         if "gamma" in values:
             per_expert["gamma"] = values["gamma"]
         merged = registry.get(method).merge_group(
             TensorGroup((TensorEntry("base", base, is_base=True), *entries)),
             normalize=values["normalize"],
-            rescale=method.startswith("dare"),
+            rescale=method.startswith(("dare", "della")),
             int8_mask=False,
             **{"lambda": values["lambda"]},
             **{name: dict(enumerate(column)) for name, column in per_expert.items()},
@@ -111,9 +121,7 @@ def merged_by_name(method: str, base: Any, experts: list[Any], values: dict[str,
 
     with_base = method in WITH_BASE
     names = {**NAMES, "normalize": "normalize_weights"} if method == "multislerp" else NAMES
-    parameters = {
-        names.get(name, name): value for name, value in values.items() if name not in ("lambda", "t_scale", "clamp")
-    }
+    parameters = {names.get(name, name): value for name, value in values.items() if name not in EVOMERGE_ONLY}
     if method == "karcher":
         del parameters["weight"]
     merged = merge_tensors(

@@ -109,7 +109,7 @@ def add_deltas(out: Tensor, base: Tensor, terms: Sequence[Term], scale: float) -
     if not terms or scale == 0.0:
         out.copy_(base.view(out.shape))
         return
-    if (compiled := _compiled(out, [base, *(term.expert for term in terms)])) is not None:
+    if (compiled := _compiled(out, [base, *(term.expert for term in terms)], terms)) is not None:
         _merge_compiled(compiled, "sum", out, base, terms, scale)
         return
     sources = [base, *(term.expert for term in terms)]
@@ -148,7 +148,7 @@ def add_elected_deltas(out: Tensor, base: Tensor, terms: Sequence[Term], scale: 
         add_deltas(out, base, terms, scale / terms[0].share if normalize else scale)
     elif not terms or scale == 0.0:
         out.copy_(base.view(out.shape))
-    elif (compiled := _compiled(out, [base, *(term.expert for term in terms)])) is not None:
+    elif (compiled := _compiled(out, [base, *(term.expert for term in terms)], terms)) is not None:
         combine = "elected_mean" if normalize else "elected_sum"
         _merge_compiled(compiled, combine, out, base, terms, scale)
     elif normalize:
@@ -272,9 +272,9 @@ def _as_float32(piece: Tensor, buffer: Tensor) -> Tensor:
     return piece if piece.dtype == torch.float32 else buffer.copy_(piece)
 
 
-def _compiled(out: Tensor, sources: Sequence[Tensor]) -> ModuleType | None:
-    """The compiled kernels, if they take these tensors."""
-    if out.device.type != "cpu":
+def _compiled(out: Tensor, sources: Sequence[Tensor], terms: Sequence[Term] = ()) -> ModuleType | None:
+    """The compiled kernels, if they take these tensors and know the terms' trims."""
+    if out.device.type != "cpu" or any(term.trim is not None and term.trim.rule is None for term in terms):
         return None
     from evomerge.methods import compiled
 
@@ -285,13 +285,8 @@ def _merge_compiled(
     compiled: ModuleType, combine: str, out: Tensor, base: Tensor, terms: Sequence[Term], scale: float
 ) -> None:
     factors, scale = _factors(terms, scale)
-    parts = [
-        compiled.Part(
-            term.expert,
-            factor if term.weight > 0.0 else -factor,
-            term.share,
-            Rule() if term.trim is None else term.trim.rule,
-        )
-        for factor, term in zip(factors, terms, strict=True)
-    ]
+    parts = []
+    for factor, term in zip(factors, terms, strict=True):
+        rule = (None if term.trim is None else term.trim.rule) or Rule()
+        parts.append(compiled.Part(term.expert, factor if term.weight > 0.0 else -factor, term.share, rule))
     compiled.merge_deltas(combine, out, base, parts, scale)

@@ -106,7 +106,7 @@ class MagnitudeRanking:
 
     def trim(self, density: float) -> MagnitudeTrim | None:
         """What keeps that fraction of the entries; None when it keeps every entry that is not 0."""
-        return self._keep_largest(max(1, int(density * self._size)))
+        return self.keep_largest(max(1, int(density * self._size)))
 
     def band(self, density: float, gamma: float) -> BandTrim | None:
         """What drops the ``int(gamma · n)`` largest entries and keeps the ``int(density · n)`` next; None keeps all.
@@ -119,10 +119,11 @@ class MagnitudeRanking:
         largest = min(int(gamma * self._size), self._size - kept)
         upper = None
         if largest > 0:
-            upper = self._keep_largest(largest) or MagnitudeTrim(0.0, self._size)
-        return BandTrim(self._keep_largest(largest + kept), upper)
+            upper = self.keep_largest(largest) or MagnitudeTrim(0.0, self._size)
+        return BandTrim(self.keep_largest(largest + kept), upper)
 
-    def _keep_largest(self, count: int) -> MagnitudeTrim | None:
+    def keep_largest(self, count: int) -> MagnitudeTrim | None:
+        """What keeps that many of the largest entries, or the next smaller level; None when all that are not 0."""
         level = self._level(count)
         if self._picks is not None:
             if level > len(self._picks):

@@ -21,6 +21,16 @@ MODEL_SPECS = (
         arxiv="2203.05482",
     ),
     MethodSpec(
+        "passthrough",
+        "One model as it is, or scaled",
+        (number("scale", 1.0, 0.0, 1.2, "multiplies the tensor", "scale"),),
+        "evomerge.methods.passthrough:Passthrough",
+        needs_base=False,
+        max_experts=1,
+        paper="MergeKit (Goddard 2024)",
+        arxiv="2403.13257",
+    ),
+    MethodSpec(
         "slerp",
         "Spherical interpolation of two models: base and one expert, or two experts without a base",
         (

@@ -135,8 +135,7 @@ class Dare(MergeMethod):
         origin = inputs.origin
         codes, mass = {}, {}
         for index in inputs.active:
-            seed = derive_seed(context.seed, "dare", context.expert_keys[index], context.name)
-            code = _draw_codes(len(origin), seed)
+            code = draw_codes(len(origin), context, index)
             codes[index] = code.to(origin.device)
             if rescale == "l1":
                 mass[index] = Mass.measure(origin, inputs.experts[index], code)
@@ -152,7 +151,15 @@ class Dare(MergeMethod):
         return state.inputs.copied_bytes + sum(codes.nbytes for codes in state.codes.values()) + tables
 
 
-def _draw_codes(size: int, seed: int) -> Tensor:
+def draw_codes(size: int, context: TensorContext, index: int) -> Tensor:
+    """The uniforms of one expert's entries, see RandomTrim.
+
+    Args:
+        size: how many.
+        context: the tensor.
+        index: of the expert.
+    """
+    seed = derive_seed(context.seed, "dare", context.expert_keys[index], context.name)
     generator = torch.Generator().manual_seed(seed)
     words = torch.empty((size + 3) // 4, dtype=torch.int64)
     words.random_(-(1 << 63), None, generator=generator)  # four codes a draw

@@ -18,6 +18,40 @@ SELECTION_SPECS = (
         arxiv="2402.16107",
     ),
     MethodSpec(
+        "sce",
+        "Select what differs most between experts, weigh by energy, erase minority signs",
+        (
+            Hyperparameter(
+                "select_topk",
+                "merge",
+                "float",
+                1.0,
+                0.05,
+                1.0,
+                structural=True,
+                mergekit_name="select_topk",
+                description="fraction of the elements on which experts differ that is merged, in (0, 1]",
+            ),
+            replace(lambda_(0.3, 1.5), mergekit_name=None),
+        ),
+        "evomerge.methods.sce:Sce",
+        needs_base=True,
+        paper="FuseChat (Wan 2024)",
+        arxiv="2408.07990",
+    ),
+    MethodSpec(
+        "arcee_fusion",
+        "Changes of one expert that stand out",
+        (
+            number("iqr_factor", 1.5, 0.0, 5.0, "how many interquartile ranges above the median a change must be"),
+            replace(lambda_(0.3, 1.5), mergekit_name=None),
+        ),
+        "evomerge.methods.arcee_fusion:ArceeFusion",
+        needs_base=True,
+        max_experts=1,
+        paper="Arcee Fusion (Arcee 2025)",
+    ),
+    MethodSpec(
         "nearswap",
         "Step of bounded size from the base towards one expert",
         (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from evomerge.methods.base import MethodSpec
+from dataclasses import replace
+
+from evomerge.methods.base import Hyperparameter, MethodSpec
 from evomerge.methods.spec_parts import (
     AGREEING_COEFFICIENTS,
     ALL_COEFFICIENTS,
@@ -58,6 +60,70 @@ TASK_VECTOR_SPECS = (
         stochastic=True,
         paper="Language models are super Mario (Yu 2023)",
         arxiv="2311.03099",
+    ),
+    MethodSpec(
+        "della_linear",
+        "Task vectors masked at random, large entries less often, summed",
+        (
+            coefficient(0.0, 1.5),
+            replace(density(0.7), low=0.2, high=0.95),
+            Hyperparameter(
+                "epsilon",
+                "expert",
+                "float",
+                0.15,
+                0.0,
+                0.25,
+                structural=True,
+                mergekit_name="epsilon",
+                description="half the spread of the keeping probabilities around the density, in [0, 0.5]",
+            ),
+            normalize(False, ALL_COEFFICIENTS),
+            replace(
+                RESCALE,
+                default="inv_prob",
+                choices=("inv_prob", "l1", "none"),
+                description="divide an entry by its probability, keep the L1 norm (mergekit's true), or neither",
+            ),
+            lambda_(0.5, 1.5),
+        ),
+        "evomerge.methods.della:DellaLinear",
+        needs_base=True,
+        stochastic=True,
+        paper="DELLA-Merging (Deep 2024)",
+        arxiv="2406.11617",
+    ),
+    MethodSpec(
+        "della",
+        "Task vectors masked at random, large entries less often, merged with sign election",
+        (
+            coefficient(0.0, 1.5),
+            replace(density(0.7), low=0.2, high=0.95),
+            Hyperparameter(
+                "epsilon",
+                "expert",
+                "float",
+                0.15,
+                0.0,
+                0.25,
+                structural=True,
+                mergekit_name="epsilon",
+                description="half the spread of the keeping probabilities around the density, in [0, 0.5]",
+            ),
+            normalize(True, AGREEING_COEFFICIENTS),
+            replace(
+                RESCALE,
+                default="inv_prob",
+                choices=("inv_prob", "l1", "none"),
+                description="divide an entry by its probability, keep the L1 norm (mergekit's true), or neither",
+            ),
+            lambda_(0.5, 1.5),
+        ),
+        "evomerge.methods.della:Della",
+        needs_base=True,
+        stochastic=True,
+        paper="DELLA-Merging (Deep 2024)",
+        arxiv="2406.11617",
     ),
     MethodSpec(
         "breadcrumbs",

@@ -46,5 +46,5 @@ class Trim(Protocol):
         """
 
     @property
-    def rule(self) -> Rule:
-        """The same as numbers."""
+    def rule(self) -> Rule | None:
+        """The same as numbers, None where compiled code does not know it."""

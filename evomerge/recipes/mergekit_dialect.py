@@ -11,6 +11,7 @@ from evomerge.recipes.recipe import Scalar
 # mergekit's name to the default of each method; None = required.
 _WEIGHT: dict[str, Scalar | None] = {"weight": None}
 _DELTA: dict[str, Scalar | None] = {**_WEIGHT, "lambda": 1.0, "normalize": False}
+_DELLA: dict[str, Scalar | None] = {**_DELTA, "density": 1.0, "epsilon": 0.15, "rescale": True}
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ DIALECT: dict[str, Dialect] = {
     "ties": Dialect({**_DELTA, "density": 1.0, "normalize": True}, implied={"trim_scope": "tensor"}),
     "dare_linear": Dialect({**_DELTA, "density": 1.0, "rescale": True}),
     "dare_ties": Dialect({**_DELTA, "density": 1.0, "rescale": True}),
+    "della_linear": Dialect(_DELLA, per_model=("weight", "density", "epsilon")),
+    "della": Dialect({**_DELLA, "normalize": True}, per_model=("weight", "density", "epsilon")),
     "breadcrumbs": Dialect({**_DELTA, "density": 1.0, "gamma": 0.01}, per_model=("weight", "density", "gamma")),
     "breadcrumbs_ties": Dialect({**_DELTA, "density": 1.0, "gamma": 0.01}, per_model=("weight", "density", "gamma")),
     "slerp": Dialect({"t": None}, per_model=(), base_is_first=True),
@@ -46,6 +49,9 @@ DIALECT: dict[str, Dialect] = {
     "karcher": Dialect({"max_iter": 10, "tol": 1e-5}, per_model=(), implied={"coefficient": 1.0}),
     "model_stock": Dialect({"filter_wise": False}, per_model=(), implied={"clamp": False, "t_scale": 1.0}),
     "nearswap": Dialect({"t": None}, per_model=()),
+    "sce": Dialect({"select_topk": 1.0}, per_model=(), implied={"lambda": 1.0}),
+    "arcee_fusion": Dialect({}, per_model=(), implied={"iqr_factor": 1.5, "lambda": 1.0}),
+    "passthrough": Dialect({"scale": 1.0}, per_model=("scale",)),
     "ram": Dialect({"epsilon": 1e-5}, per_model=(), implied={"lambda": 1.0}),
     "ramplus_tl": Dialect({"r": 0.1, "alpha": 0.2, "epsilon": 1e-5}, per_model=(), implied={"lambda": 1.0}),
 }

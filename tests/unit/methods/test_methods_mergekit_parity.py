@@ -33,8 +33,10 @@ def merged(method: str, count: int, values: dict[str, Any]) -> torch.Tensor:
     with_base = get_spec(method).needs_base or method in ("slerp", *script().WITH_BASE)
     declared = {entry.name for entry in get_spec(method).hyperparameters if entry.structural}
     structural = {name: value for name, value in values.items() if name in declared}
-    if method.startswith("dare"):
+    if method.startswith(("dare", "della")):
         structural["rescale"] = "l1"
+    if method.startswith("della"):
+        structural["epsilon"] = [0.15] * count
     context = TensorContext("w", 0, tuple(f"expert{index}" for index in range(count)))
     state = load_method(method).prepare(base if with_base else None, experts, structural, context)
     out = torch.empty_like(base)
