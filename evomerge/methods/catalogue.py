@@ -9,6 +9,7 @@ from evomerge.errors import UserError, did_you_mean
 from evomerge.methods.base import MergeMethod, MethodSpec
 from evomerge.methods.model_specs import MODEL_SPECS
 from evomerge.methods.selection_specs import SELECTION_SPECS
+from evomerge.methods.spectral_specs import SPECTRAL_SPECS
 from evomerge.methods.task_vector_specs import TASK_VECTOR_SPECS
 
 
@@ -21,7 +22,7 @@ def _collect(specs: Iterable[MethodSpec]) -> dict[str, MethodSpec]:
     return collected
 
 
-SPECS: dict[str, MethodSpec] = _collect((*MODEL_SPECS, *TASK_VECTOR_SPECS, *SELECTION_SPECS))
+SPECS: dict[str, MethodSpec] = _collect((*MODEL_SPECS, *TASK_VECTOR_SPECS, *SELECTION_SPECS, *SPECTRAL_SPECS))
 
 
 def get_spec(name: str) -> MethodSpec:
