@@ -21,6 +21,8 @@ from evomerge.store.live_projection import LiveProjection
 from evomerge.store.run_dir import RunDir
 from evomerge.terms import Array, Candidate
 
+SEARCH = "search"  # the phase that counts candidates
+
 
 class RunRecorder:
     """The one writer of a run directory.
@@ -59,7 +61,7 @@ class RunRecorder:
         self.reference_point = started.reference_point
         self.outcomes: dict[str, Evaluated | Failed] = {}
         self.view = view
-        self.clock = Clock("search", None, 1)
+        self.clock = Clock(SEARCH, None, 1)
         self._executor: Executor | None = None
         self._announced = 0
         self._best: int | None = None
@@ -102,8 +104,8 @@ class RunRecorder:
             self._keep_best(number, outcome.evaluation.fitness)
         self._announce_workers()
         busy = 0 if self._executor is None else min(self._executor.num_pending, self._executor.num_workers)
-        standing = self.clock.count(outcome.evaluation, busy=busy)
-        self.view.show(standing)
+        is_extra = self.clock.standing.phase == SEARCH and number is None  # a baseline for an idle worker
+        self.view.show(self.clock.standing if is_extra else self.clock.count(outcome.evaluation, busy=busy))
         if outcome.evaluation.failure is not None:
             failure = outcome.evaluation.failure
             self.view.note(f"{outcome.job.key} failed ({failure.kind.value}): {failure.message}")

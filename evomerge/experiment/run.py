@@ -26,7 +26,7 @@ from evomerge.experiment.prepare import (
     start_executor,
     start_ray,
 )
-from evomerge.experiment.recorder import RunRecorder
+from evomerge.experiment.recorder import SEARCH, RunRecorder
 from evomerge.experiment.replay import replay
 from evomerge.experiment.result import RunResult
 from evomerge.experiment.search_loop import Limits, SearchLoop
@@ -177,7 +177,7 @@ def _drive(opening: _Opening, view: ProgressView, stack: ExitStack) -> RunResult
         limits=Limits(config.budget.evaluations, config.budget.wall_time),
         stop_requested=lambda: stop.stop_requested, idle_jobs=baselines,
     )  # fmt: skip
-    recorder.start_phase("search", config.budget.evaluations, executor, len(progress.outcomes))
+    recorder.start_phase(SEARCH, config.budget.evaluations, executor, len(progress.outcomes))
     try:
         reason = loop.run(config.optimizer.mode)
         summary = None if reason == "interrupted" else finish.run(reason)
