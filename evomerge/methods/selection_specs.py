@@ -52,6 +52,33 @@ SELECTION_SPECS = (
         paper="Arcee Fusion (Arcee 2025)",
     ),
     MethodSpec(
+        "delta_guided",
+        "Task vectors weighted by their size, in each tensor and element by element",
+        (
+            number("tensor_exponent", 1.0, 0.0, 3.0, "of the norms of a tensor's task vectors; 0 weighs all alike"),
+            number("element_exponent", 1.0, 0.0, 3.0, "of the magnitudes of an element's changes; 0 weighs all alike"),
+            number("element_share", 0.5, 0.0, 1.0, "1 weighs by elements only, 0 by tensors only"),
+            replace(lambda_(0.3, 1.5), mergekit_name=None),
+        ),
+        "evomerge.methods.delta_guided:DeltaGuided",
+        needs_base=True,
+        paper="own, after CoDiEmb (2025)",
+        arxiv="2508.11442",
+    ),
+    MethodSpec(
+        "metric_weighted",
+        "Average of models by their losses",
+        (
+            Hyperparameter("loss", "expert", "float", None, 0.1, 10.0, description="of the expert, above 0"),
+            number("exponent", 1.0, 0.0, 10.0, "of 1 / loss; 0 weighs all experts alike"),
+            replace(lambda_(0.3, 1.5), mergekit_name=None),
+        ),
+        "evomerge.methods.metric_weighted:MetricWeighted",
+        needs_base=True,
+        paper="own, after MWA (2025)",
+        arxiv="2504.18580",
+    ),
+    MethodSpec(
         "nearswap",
         "Step of bounded size from the base towards one expert",
         (

@@ -82,6 +82,7 @@ def split_values(spec: MethodSpec, count: int, **given: Value | Sequence[float])
         "t": 0.3,
         "min_agreement": 1,
         "clamp": False,
+        "loss": [0.5 + 0.25 * i for i in range(count)],
     }
     structural, cheap = {}, {}
     for parameter in spec.hyperparameters:

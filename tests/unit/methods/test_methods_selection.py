@@ -137,3 +137,39 @@ def test_passthrough_keeps_every_bit_and_scales() -> None:
     tensor = torch.tensor([0.0, -0.0, 1.5, -2.0])
     assert torch.equal(run("passthrough", None, [tensor]).view(torch.int32), tensor.view(torch.int32))
     assert run("passthrough", None, [tensor], scale=0.5).tolist() == [0.0, 0.0, 0.75, -1.0]
+
+
+def test_delta_guided_by_definition_and_as_varm() -> None:
+    base, experts = family(3, 9, 11)
+    experts[0][0], experts[1][1] = base[0], base[1]
+    deltas = torch.stack([expert.double() - base.double() for expert in experts])
+    for p, q, mix in ((2.0, 1.5, 0.3), (0.0, 0.0, 0.5), (3.0, 0.0, 1.0), (1.0, 3.0, 1.0)):
+        norms = deltas.flatten(1).norm(dim=1) ** p
+        weight = (1 - mix) * (norms / norms.sum())[:, None, None] + mix * deltas.abs() ** q / (deltas.abs() ** q).sum(0)
+        values = {"tensor_exponent": p, "element_exponent": q, "element_share": mix, "lambda": 0.7}
+        expected = base.double() + 0.7 * (weight * deltas).sum(0)
+        torch.testing.assert_close(run("delta_guided", base, experts, **values).double(), expected, rtol=0, atol=1e-6)
+    as_varm = run("delta_guided", base, experts, tensor_exponent=2.0, element_share=0.0)
+    torch.testing.assert_close(as_varm, run("varm", base, experts), rtol=0, atol=1e-6)
+    tiny = [base * 0 + 1e-12 * delta.float() for delta in deltas]  # whose third powers fp32 does not have
+    got = run("delta_guided", base * 0, tiny, element_exponent=3.0, element_share=1.0) * 1e12
+    cubes = deltas.abs() ** 3
+    torch.testing.assert_close(got.double(), (cubes / cubes.sum(0) * deltas).sum(0), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="element_share"):
+        run("delta_guided", base, experts, element_share=1.5)
+
+
+def test_metric_weighted_ranges_from_the_mean_to_the_best() -> None:
+    base, experts = family(3, 5, 5)
+    mean = torch.stack(experts).mean(0)
+    torch.testing.assert_close(run("metric_weighted", base, experts, loss=[3.0, 1.0, 2.0], exponent=0.0), mean)
+    torch.testing.assert_close(run("metric_weighted", base, experts, loss=[0.4] * 3, exponent=7.0), mean)
+    best = run("metric_weighted", base, experts, loss=[3.0, 1.0, 2.0], exponent=200.0)
+    torch.testing.assert_close(best, experts[1], rtol=0, atol=1e-6)
+    weights = torch.tensor([1 / 9, 1.0, 1 / 4]) / (1 / 9 + 1 + 1 / 4)
+    expected = sum(weight * expert for weight, expert in zip(weights, experts, strict=True))
+    for factor in (1.0, 1e-3):
+        got = run("metric_weighted", base, experts, loss=[3 * factor, factor, 2 * factor], exponent=2.0)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="positive"):
+        run("metric_weighted", base, experts, loss=[1.0, 0.0, 1.0])
