@@ -33,9 +33,22 @@ class Consensus(TaskVectorMethod):
                 sum_.add_(torch.sub(delta.copy_(piece), origin, out=delta))
             for index, piece in zip(state.active, pieces[1:], strict=True):
                 torch.sub(delta.copy_(piece), origin, out=delta)
-                torch.sub(sum_, delta, out=others)
-                agreement.add_(delta.abs_() > others.abs_().mul_(thresholds[index]))
+                add_agreement(agreement, sum_, delta, others, thresholds[index])
             target.copy_(origin.add_(sum_.mul_(agreement >= needed), alpha=scale))
 
         experts = [state.experts[index] for index in state.active]
         sweep(kernel, out, [state.origin, *experts], num_buffers=5)
+
+
+def add_agreement(agreement: Tensor, merged: Tensor, delta: Tensor, others: Tensor, threshold: float) -> None:
+    """Count one expert where it cares: where ``|τ_i| > ζ |τ_M - τ_i|``.
+
+    Args:
+        agreement: counts ``(c,)``, added to.
+        merged: τ_M ``(c,)``.
+        delta: τ_i ``(c,)``, overwritten.
+        others: ``(c,)`` to write on.
+        threshold: ζ.
+    """
+    torch.sub(merged, delta, out=others)
+    agreement.add_(delta.abs_() > others.abs_().mul_(threshold))

@@ -5,7 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 from evomerge.methods.base import Hyperparameter, MethodSpec
-from evomerge.methods.spec_parts import EPSILON, lambda_, number
+from evomerge.methods.spec_parts import EPSILON, density, lambda_, number
+
+_MASK_THRESHOLD = Hyperparameter(
+    "mask_threshold",
+    "expert",
+    "float",
+    0.4,
+    0.1,
+    1.0,
+    description="an expert cares where its change exceeds this times that of the others together",
+)
+_MIN_AGREEMENT = Hyperparameter(
+    "min_agreement", "merge", "int", 2, 0, 8, description="experts that must care; 0 = task arithmetic"
+)
 
 SELECTION_SPECS = (
     MethodSpec(
@@ -113,21 +126,25 @@ SELECTION_SPECS = (
         "consensus",
         "Summed task vectors where enough experts care",
         (
-            Hyperparameter(
-                "mask_threshold",
-                "expert",
-                "float",
-                0.4,
-                0.1,
-                1.0,
-                description="an expert cares where its change exceeds this times that of the others together",
-            ),
-            Hyperparameter(
-                "min_agreement", "merge", "int", 2, 0, 8, description="experts that must care; 0 = task arithmetic"
-            ),
+            _MASK_THRESHOLD,
+            _MIN_AGREEMENT,
             replace(lambda_(0.1, 1.5), default=0.4, mergekit_name=None),
         ),
         "evomerge.methods.consensus:Consensus",
+        needs_base=True,
+        paper="Consensus merging, TALL masks (Wang 2024)",
+        arxiv="2405.07813",
+    ),
+    MethodSpec(
+        "consensus_ties",
+        "Elected sum of trimmed task vectors where enough experts care",
+        (
+            replace(density(0.2), mergekit_name=None),
+            _MASK_THRESHOLD,
+            _MIN_AGREEMENT,
+            replace(lambda_(0.1, 1.5), default=0.4, mergekit_name=None),
+        ),
+        "evomerge.methods.consensus_ties:ConsensusTies",
         needs_base=True,
         paper="Consensus merging, TALL masks (Wang 2024)",
         arxiv="2405.07813",

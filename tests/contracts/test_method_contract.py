@@ -133,8 +133,8 @@ def whole(spec: MethodSpec, count: int) -> dict[str, Any]:
     """Values under which the merge of equal experts, or of one, is that expert."""
     exact: dict[str, Any] = {"coefficient": [1.0 / count] * count, "density": [1.0] * count, "lambda": 1.0}
     exact |= {"t": 1.0, "min_agreement": 1, "iqr_factor": -1e6, "isotropy": 0.0, "eta": 100.0, "common_share": 1.0}
-    if spec.name == "consensus":
-        exact["lambda"] = 1.0 / count  # it adds task vectors up
+    if spec.name in ("consensus", "consensus_ties"):
+        exact["lambda"] = 1.0 / count  # they add task vectors up
     return {name: value for name, value in exact.items() if name in names(spec)}
 
 

@@ -173,3 +173,23 @@ def test_metric_weighted_ranges_from_the_mean_to_the_best() -> None:
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match="positive"):
         run("metric_weighted", base, experts, loss=[1.0, 0.0, 1.0])
+
+
+def test_consensus_ties_masks_the_elected_sum() -> None:
+    base, experts = family(3, 12, 13)
+    values = {"density": [0.3, 0.5, 0.9], "lambda": 0.6}
+    elected = run("ties", base, experts, coefficient=1.0, normalize=False, **values)
+    torch.testing.assert_close(
+        run("consensus_ties", base, experts, min_agreement=0, **values), elected, rtol=0, atol=1e-6
+    )
+    merged = (elected.double() - base.double()) / 0.6
+    deltas = [expert.double() - base.double() for expert in experts]
+    for needed in (1, 2, 3):
+        thresholds = [0.9, 1.5, 2.5]
+        counts = sum(
+            (delta.abs() > zeta * (merged - delta).abs()).int() for delta, zeta in zip(deltas, thresholds, strict=True)
+        )
+        got = run("consensus_ties", base, experts, mask_threshold=thresholds, min_agreement=needed, **values)
+        kept = counts >= needed
+        assert 0 < int(kept.sum()) < kept.numel()
+        torch.testing.assert_close(got, torch.where(kept, elected, base), rtol=0, atol=1e-6)
