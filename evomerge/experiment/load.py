@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from evomerge.engine.architecture import Architecture
 from evomerge.engine.model_tensors import check_models
 from evomerge.engine.sources import SourceStatus, describe_source
 from evomerge.errors import InvalidInput, Problem, UserError, did_you_mean
@@ -137,11 +138,13 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
     fitness = collect(lambda: load_fitness(config.fitness, f"{where}: fitness", folder))
     report = collect(lambda: load_fitness(config.report, f"{where}: report", folder)) if config.report else []
     space_config = collect(lambda: load_space(config.search_space, f"{where}: search_space", folder))
-    num_blocks = collect(lambda: _num_blocks(sources, base or experts[0][1]))
+    architecture = collect(lambda: _architecture(sources, base or experts[0][1]))
+    num_blocks = None if architecture is None else architecture.num_blocks
+    tensors = tuple((slot.name, slot.component) for slot in ([] if architecture is None else architecture.slots))
     note = "" if num_blocks else "block groups are checked once the models are on this machine"
     space = None
     if space_config is not None:
-        models = SpaceModels(base, experts, num_blocks, derive_seed(config.seed, "masks"), config.dtype)
+        models = SpaceModels(base, experts, num_blocks, derive_seed(config.seed, "masks"), config.dtype, tensors)
         space = collect(lambda: build_space(space_config, models))
     problems += _optimizer_problems(config, where, space, fitness)
     if problems:
@@ -164,8 +167,8 @@ def _unusable(status: SourceStatus) -> bool:
     return status.state in ("missing", "zoo_to_build")
 
 
-def _num_blocks(sources: Sequence[SourceStatus], reference: Source) -> int | None:
-    """Blocks of the models, None while the reference is not on this machine.
+def _architecture(sources: Sequence[SourceStatus], reference: Source) -> Architecture | None:
+    """What the models have in common, None while the reference is not on this machine.
 
     Raises:
         UserError: the models do not fit together, told by tensor and shape.
@@ -173,7 +176,7 @@ def _num_blocks(sources: Sequence[SourceStatus], reference: Source) -> int | Non
     here = [status.source for status in sources if status.ready]
     if reference not in here:
         return None
-    return check_models([reference, *(source for source in here if source != reference)]).num_blocks
+    return check_models([reference, *(source for source in here if source != reference)])
 
 
 def _optimizer_problems(

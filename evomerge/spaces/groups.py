@@ -6,6 +6,7 @@ with the first block group and the final norm, the head and the rest with the la
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,6 +24,12 @@ class Component:
 
     name: str
     match: str | None
+
+    def holds(self, tensor_name: str, component: str) -> bool:
+        """Whether a tensor of that name and component belongs to it."""
+        if self.match is None or self.match == component:
+            return True
+        return self.match.startswith("regex:") and re.search(self.match[6:], tensor_name) is not None
 
 
 def component_groups(components: Sequence[str] | Mapping[str, str] | None) -> tuple[Component, ...]:

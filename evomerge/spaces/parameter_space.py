@@ -295,6 +295,10 @@ def _model_problems(
     config: ParameterSpaceConfig, specs: list[MethodSpec], models: SpaceModels
 ) -> Iterator[tuple[str, str]]:
     count = len(models.experts)
+    for group in component_groups(config.groups.components) if models.tensors else ():
+        if not any(group.holds(name, component) for name, component in models.tensors):
+            tied = " (their head is tied to the embeddings)" if group.match == "head" else ""
+            yield "groups.components", f"{group.name} holds no tensor of these models{tied}; take it out"
     for spec in specs:
         if count < spec.min_experts:
             yield "method", f"{spec.name} needs at least {spec.min_experts} experts, the experiment has {count}"

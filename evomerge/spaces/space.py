@@ -20,6 +20,7 @@ class SpaceModels:
         num_blocks: number of blocks, None while no model is on this machine.
         seed: seed of random masks, the same for all candidates (common random numbers).
         dtype: dtype of the merged weights; None or ``auto`` = the base model's own.
+        tensors: (name, component) of every merged tensor; empty while no model is on this machine.
     """
 
     base: Source | None
@@ -27,6 +28,7 @@ class SpaceModels:
     num_blocks: int | None
     seed: int = 0
     dtype: str | None = None
+    tensors: tuple[tuple[str, str], ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:

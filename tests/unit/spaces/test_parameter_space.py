@@ -93,6 +93,18 @@ def test_listed_components_outside_the_blocks_have_their_own_gene() -> None:
     assert {tensor: values(recipe, tensor)[0] for tensor in wanted} == wanted
 
 
+def test_a_component_without_tensors_is_refused() -> None:
+    tensors = tuple((name, component) for name, _, component in llama_tensors(30) if component != "head")
+    tied = replace(MODELS, tensors=tensors)
+    space(tied, method="task_arithmetic", groups={"components": {"qk": "(q|k)_proj"}}, parameters={"coefficient": {}})
+    for components, message in (
+        (["attention", "head"], "head holds no tensor of these models .their head is tied to the embeddings.; take"),
+        ({"gates": "expert_gate"}, "groups.components: gates holds no tensor of these models; take it out"),
+    ):
+        with pytest.raises(InvalidInput, match=message):
+            space(tied, method="task_arithmetic", groups={"components": components}, parameters={"coefficient": {}})
+
+
 def test_patterns_are_components_too() -> None:
     recipe = numbered(
         space(
