@@ -1,6 +1,7 @@
 """What the documents say exists, does."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,11 @@ def test_paths_in_documents_exist(document: Path) -> None:
     )
     missing = [path for path in named if not (ROOT / path).exists() and "<" not in path]
     assert not missing
+
+
+def test_the_page_of_methods_is_what_the_methods_say() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "make_methods_doc.py"))
+    assert script["TARGET"].read_text() == script["document"](), "run scripts/make_methods_doc.py"
 
 
 def test_every_key_of_an_experiment_is_documented() -> None:
