@@ -36,6 +36,13 @@ from evomerge.terms import DocumentScores, FailureKind, Objective, SplitName
 FitnessFunction = Callable[[Any, Any, list[dict[str, Any]], int], Any]
 
 
+def add_import_paths(folders: Sequence[str]) -> None:
+    """Put folders first on ``sys.path``, where they are not on it."""
+    for folder in reversed(folders):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+
+
 def load_function(name: str, import_paths: Sequence[str], where: str) -> FitnessFunction:
     """Import ``module:function``.
 
@@ -43,9 +50,7 @@ def load_function(name: str, import_paths: Sequence[str], where: str) -> Fitness
         InvalidInput: the module cannot be imported or has no such function.
     """
     module_name, _, function_name = name.partition(":")
-    for folder in reversed(import_paths):
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
+    add_import_paths(import_paths)
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's module raises while it is imported

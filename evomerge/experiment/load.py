@@ -16,6 +16,7 @@ from evomerge.engine.model_tensors import check_models
 from evomerge.engine.sources import SourceStatus, describe_source
 from evomerge.errors import InvalidInput, Problem, UserError, did_you_mean
 from evomerge.evaluation.fitness_yaml import FitnessConfig, load_fitness, objective_names
+from evomerge.evaluation.python_fitness import add_import_paths
 from evomerge.experiment.config import ExperimentConfig
 from evomerge.experiment.overrides import apply_overrides
 from evomerge.presets import preset_dir
@@ -120,6 +121,7 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
         raise InvalidInput(pydantic_problems(error, where, ExperimentConfig)) from None
     imports = tuple(str((folder / path).resolve()) for path in config.import_paths or (".",))
     config = config.model_copy(update={"import_paths": imports})
+    add_import_paths(imports)  # for the user's merge methods, which the search space names
     problems: list[Problem] = []
 
     def collect(load: Callable[[], Loaded]) -> Loaded | None:

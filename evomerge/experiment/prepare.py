@@ -14,6 +14,7 @@ from evomerge.evaluation.documents import DocumentPlan
 from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 from evomerge.experiment.config import RuntimeConfig
 from evomerge.experiment.load import CHANGEABLE, Experiment
+from evomerge.methods.own_method import source_fingerprint
 from evomerge.runtime.build import build_executor
 from evomerge.runtime.early_ray import EarlyRay
 from evomerge.runtime.executor import Executor, WorkerPlan
@@ -93,11 +94,14 @@ def describe_run(loaded: Experiment, plan: DocumentPlan) -> Manifest:
     """The manifest of a run that would start now.
 
     Raises:
-        UserError: a model is not there.
+        UserError: a model, or a method's module, is not there.
     """
     names = {**({"base": loaded.base} if loaded.base else {}), **dict(loaded.experts)}
     models = {name: fingerprint(source) for name, source in names.items()}
-    return build_manifest(loaded.resolved, loaded.fingerprint, models, plan.to_json())
+    named = loaded.resolved["search_space"].get("method", [])
+    own = [name for name in ([named] if isinstance(named, str) else named) if ":" in name]
+    methods = {name: source_fingerprint(name) for name in own}
+    return build_manifest(loaded.resolved, loaded.fingerprint, models, plan.to_json(), methods=methods)
 
 
 def check_unchanged(loaded: Experiment, plan: DocumentPlan, folder: RunDir) -> tuple[str, ...]:

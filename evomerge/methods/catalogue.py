@@ -1,4 +1,7 @@
-"""Every merge method, as torch-free specs. A new method is one file and one entry in a list of specs."""
+"""Every merge method, as torch-free specs. A new method is one file and one entry in a list of specs.
+
+A user's own needs no entry, see own_method.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Iterable
 from evomerge.errors import UserError, did_you_mean
 from evomerge.methods.base import MergeMethod, MethodSpec
 from evomerge.methods.model_specs import MODEL_SPECS
+from evomerge.methods.own_method import load_own_spec
 from evomerge.methods.selection_specs import SELECTION_SPECS
 from evomerge.methods.spectral_specs import SPECTRAL_SPECS
 from evomerge.methods.task_vector_specs import TASK_VECTOR_SPECS
@@ -26,11 +30,13 @@ SPECS: dict[str, MethodSpec] = _collect((*MODEL_SPECS, *TASK_VECTOR_SPECS, *SELE
 
 
 def get_spec(name: str) -> MethodSpec:
-    """The spec of a merge method.
+    """The spec of a merge method: one of evomerge's, or ``module:NAME`` in a user's file.
 
     Raises:
         UserError: there is no such method.
     """
+    if ":" in name:
+        return load_own_spec(name)
     if name not in SPECS:
         raise UserError(f"no merge method is called {name!r}. {did_you_mean(name, SPECS)}")
     return SPECS[name]

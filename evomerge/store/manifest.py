@@ -51,6 +51,7 @@ class Manifest:
         hardware: cpu, cores, memory_bytes, gpus.
         command: the command line.
         started: Unix seconds.
+        methods: a user's merge method -> hash of its file.
     """
 
     experiment: Mapping[str, Any]
@@ -62,6 +63,7 @@ class Manifest:
     hardware: Mapping[str, Any]
     command: tuple[str, ...]
     started: float
+    methods: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def build_manifest(
     models: Mapping[str, str],
     documents: Mapping[str, Any],
     command: Sequence[str] | None = None,
+    methods: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Describe this run on this machine. Imports none of the packages it names.
 
@@ -87,6 +90,7 @@ def build_manifest(
         models: name -> fingerprint.
         documents: the document plan as plain JSON data.
         command: the command line, None = this process's own.
+        methods: a user's merge method -> hash of its file.
     """
     return Manifest(
         experiment=experiment,
@@ -98,6 +102,7 @@ def build_manifest(
         hardware=read_hardware(),
         command=tuple(sys.argv if command is None else command),
         started=time.time(),
+        methods=methods or {},
     )
 
 
@@ -152,6 +157,10 @@ def compare_manifests(old: Manifest, new: Manifest, may_change: Sequence[str]) -
     if was["experiment_fingerprint"] != now["experiment_fingerprint"] and was["experiment"] == now["experiment"]:
         change = _change(was["experiment_fingerprint"], now["experiment_fingerprint"])
         refuse.append(f"experiment fingerprint: {change}")
+    refuse += [
+        f"merge method {path}: its file differs, {change}"
+        for path, change in _differences(was["methods"], now["methods"])
+    ]
     refuse += [f"model {path}: weights differ, {change}" for path, change in _differences(was["models"], now["models"])]
     refuse += _shorten(
         [f"documents {path}: {change}" for path, change in _differences(was["documents"], now["documents"])]

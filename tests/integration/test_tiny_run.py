@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -183,3 +184,27 @@ def test_sigterm_stops_within_ten_seconds_and_says_how_to_resume(tiny: Path, tmp
 def test_two_runs_in_one_directory_are_refused(finished: Path, tiny: Path) -> None:
     with pytest.raises(UserError, match="evomerge resume"):
         evomerge.run(tiny, run_dir=finished)
+
+
+def test_a_method_in_the_users_file_is_searched_and_guarded(tiny: Path, tmp_path: Path) -> None:
+    page = (Path(evomerge.__file__).parents[1] / "docs" / "own_method.md").read_text()
+    code, space = re.search(r"```python\n(.*?)```", page, re.DOTALL), re.search(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert code is not None
+    assert space is not None
+    (tmp_path / "my_methods.py").write_text(code.group(1))
+    experiment = yaml.safe_load(tiny.read_text()) | yaml.safe_load(space.group(1))
+    experiment["search_space"]["groups"] = {"blocks": 2}
+    experiment |= {"budget": {"evaluations": 4}, "finish": {"baselines": False, "top_k": 1}}
+    tiny.write_text(yaml.safe_dump(experiment))
+    result = subprocess.run(
+        [sys.executable, "-m", "evomerge", "run", tiny, "--out", tmp_path / "run", "--quiet"],
+        cwd="/", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    scored = [event for event in events(tmp_path / "run") if isinstance(event, Evaluated)]
+    assert len({event.fitness for event in scored if event.candidate is not None}) > 1
+    (tmp_path / "my_methods.py").write_text(code.group(1) + "\n# changed\n")
+    more = [sys.executable, "-m", "evomerge", "resume", tmp_path / "run", "--set", "budget.evaluations=8"]
+    refused = subprocess.run(more, cwd="/", capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "merge method my_methods:MEDIAN: its file differs" in refused.stderr
