@@ -70,16 +70,15 @@ def measured(command: list[str], threads: int) -> tuple[float, float]:
     return time.perf_counter() - began, usage.ru_maxrss * 1024 / 1e6
 
 
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors in fp32."""
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: tensor.float() for path in files for name, tensor in load_file(path).items()}
+
+
 def largest_difference(left: Path, right: Path) -> float:
     """Of any weight, as a share of the largest weight of its tensor."""
-    mine, theirs = (
-        {
-            name: tensor.float()
-            for path in sorted(folder.glob("*.safetensors"))
-            for name, tensor in load_file(path).items()
-        }
-        for folder in (left, right)
-    )
+    mine, theirs = weights(left), weights(right)
     worst = 0.0
     for name, expected in theirs.items():
         worst = max(worst, float((mine[name] - expected).abs().max() / expected.abs().max().clamp_min(1e-9)))
