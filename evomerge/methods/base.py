@@ -83,14 +83,19 @@ class TensorContext:
         expert_keys: stable names of the experts (never their position), so that reordering experts changes nothing.
         reused: False promises that ``apply`` will see a single set of values, as in a merge to disk; ``prepare`` may
             then leave out what only pays over many. The merged tensor is the same.
-        is_table: whether rows are tokens (embeddings, output head), which methods over singular values leave alone.
+        component: ``attention``, ``mlp``, ``norms``, ``embeddings``, ``head`` or ``other``.
     """
 
     name: str
     seed: int
     expert_keys: tuple[str, ...]
     reused: bool = True
-    is_table: bool = False
+    component: str = "other"
+
+    @property
+    def is_table(self) -> bool:
+        """Whether rows are tokens."""
+        return self.component in ("embeddings", "head")
 
 
 class MergeMethod(ABC):

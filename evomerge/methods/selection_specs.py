@@ -92,6 +92,19 @@ SELECTION_SPECS = (
         arxiv="2504.18580",
     ),
     MethodSpec(
+        "widen",
+        "Task vectors weighted by how far they move length and direction of each weight vector",
+        (
+            number("ratio", 1.0, 0.5, 2.0, "significance above this times the expert's mean gets the calibrated score"),
+            number("calibration", 1.0, 0.3, 1.5, "that score"),
+            replace(lambda_(0.3, 1.5), mergekit_name=None),
+        ),
+        "evomerge.methods.widen:Widen",
+        needs_base=True,
+        paper="WIDEN (Yu 2024)",
+        arxiv="2408.03092",
+    ),
+    MethodSpec(
         "nearswap",
         "Step of bounded size from the base towards one expert",
         (

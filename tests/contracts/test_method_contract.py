@@ -135,6 +135,7 @@ def whole(spec: MethodSpec, count: int) -> dict[str, Any]:
     exact |= {"t": 1.0, "min_agreement": 1, "iqr_factor": -1e6, "isotropy": 0.0, "eta": 100.0, "common_share": 1.0}
     if spec.name in ("consensus", "consensus_ties"):
         exact["lambda"] = 1.0 / count  # they add task vectors up
+    exact["calibration"] = 1.0 / count
     return {name: value for name, value in exact.items() if name in names(spec)}
 
 
@@ -230,9 +231,13 @@ def names_in_order(spec: MethodSpec) -> list[str]:
 @pytest.mark.parametrize("shape", [(), (1,), (5,), (0,), (2, 3, 4), (3, 1)], ids=str)
 def test_any_shape(spec: MethodSpec, shape: tuple[int, ...]) -> None:
     for arrangement in arrangements(spec):
-        out = merge(spec, *models(spec, arrangement, shape=shape))
+        base, experts = models(spec, arrangement, shape=shape)
+        tensors = experts if base is None else [base, *experts]
+        before = [tensor.clone() for tensor in tensors]
+        out = merge(spec, base, experts)
         assert out.shape == shape
         assert out.isfinite().all()
+        assert all(torch.equal(tensor, copy) for tensor, copy in zip(tensors, before, strict=True))
 
 
 @every_method

@@ -13,7 +13,9 @@ from evomerge.methods.base import TensorContext
 from evomerge.methods.catalogue import SPECS, load_method
 
 
-def run(name: str, base: Tensor | None, experts: Sequence[Tensor], seed: int = 0, **values: Any) -> Tensor:
+def run(
+    name: str, base: Tensor | None, experts: Sequence[Tensor], seed: int = 0, component: str = "mlp", **values: Any
+) -> Tensor:
     method, count = load_method(name), len(experts)
     split: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     for parameter in SPECS[name].hyperparameters:
@@ -21,7 +23,7 @@ def run(name: str, base: Tensor | None, experts: Sequence[Tensor], seed: int = 0
         if parameter.per == "expert" and not isinstance(value, list):
             value = [value] * count
         split[not parameter.structural][parameter.name] = value
-    context = TensorContext("w", seed, tuple(f"expert{index}" for index in range(count)))
+    context = TensorContext("w", seed, tuple(f"expert{index}" for index in range(count)), component=component)
     out = torch.empty_like(experts[0], dtype=torch.float32)
     method.apply(method.prepare(base, experts, split[0], context), split[1], out)
     return out
@@ -193,3 +195,47 @@ def test_consensus_ties_masks_the_elected_sum() -> None:
         kept = counts >= needed
         assert 0 < int(kept.sum()) < kept.numel()
         torch.testing.assert_close(got, torch.where(kept, elected, base), rtol=0, atol=1e-6)
+
+
+def widen(base: Tensor, experts: Sequence[Tensor], by_row: bool, ratio: float, calibration: float) -> Tensor:
+    """Column by column, in fp64."""
+    matrices = [matrix.double() if not by_row else matrix.double().t() for matrix in (base, *experts)]
+    origin, count = matrices[0], matrices[0].shape[1]
+
+    def ranks(changes: list[float]) -> Tensor:
+        order = sorted(range(count), key=lambda column: (changes[column], column))
+        return torch.tensor([order.index(column) / count for column in range(count)])
+
+    significance = []
+    for matrix in matrices[1:]:
+        columns = range(count)
+        lengths = [abs(float(matrix[:, i].norm() - origin[:, i].norm())) for i in columns]
+        turns = [1 - float(torch.nn.functional.cosine_similarity(matrix[:, i], origin[:, i], dim=0)) for i in columns]
+        significance.append(torch.stack([ranks(lengths), ranks(turns)]))
+    table = torch.stack(significance)
+    score = table.softmax(0)
+    for expert in range(len(table)):
+        for kind in range(2):
+            mean = table[expert, kind].mean()
+            score[expert, kind][table[expert, kind] > ratio * mean] = calibration
+    weights = score.mean(1).double()
+    merged = origin + sum(weight * (matrix - origin) for weight, matrix in zip(weights, matrices[1:], strict=True))
+    return merged.t() if by_row else merged
+
+
+@pytest.mark.parametrize("component", ["mlp", "head", "embeddings"])
+def test_widen_is_its_definition(component: str) -> None:
+    base, experts = family(3, 14, 11)
+    for ratio, calibration in ((1.0, 1.0), (0.7, 0.4)):
+        got = run("widen", base, experts, component=component, ratio=ratio, calibration=calibration)
+        expected = widen(base, experts, component == "embeddings", ratio, calibration)
+        torch.testing.assert_close(got.double(), expected, rtol=0, atol=2e-6)
+
+
+def test_widen_of_vectors_weighs_every_element() -> None:
+    base, experts = family(2, 9)
+    deltas = torch.stack([expert - base for expert in experts])
+    score = deltas.abs().softmax(0)
+    score = torch.where(deltas.abs() > 0.8 * deltas.abs().mean(1, keepdim=True), 0.5, score)
+    got = run("widen", base, experts, ratio=0.8, calibration=0.5, **{"lambda": 0.9})
+    torch.testing.assert_close(got, base + 0.9 * (deltas * score).sum(0), rtol=0, atol=1e-6)

@@ -16,7 +16,7 @@ from evomerge.methods.catalogue import SPECS, load_method
 SPECTRAL = ("tsv_m", "iso_c", "iso_cts", "star")
 
 
-def delta(name: str, deltas: Sequence[Tensor], is_table: bool = False, **values: Any) -> Tensor:
+def delta(name: str, deltas: Sequence[Tensor], component: str = "mlp", **values: Any) -> Tensor:
     """The merged task vector over a base of zeros."""
     method, count = load_method(name), len(deltas)
     split: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
@@ -25,7 +25,7 @@ def delta(name: str, deltas: Sequence[Tensor], is_table: bool = False, **values:
         if parameter.per == "expert" and not isinstance(value, list):
             value = [value] * count
         split[not parameter.structural][parameter.name] = value
-    context = TensorContext("w", 0, tuple(f"expert{index}" for index in range(count)), is_table=is_table)
+    context = TensorContext("w", 0, tuple(f"expert{index}" for index in range(count)), component=component)
     out = torch.empty_like(deltas[0])
     method.apply(method.prepare(torch.zeros_like(deltas[0]), deltas, split[0], context), split[1], out)
     return out
@@ -118,7 +118,7 @@ def test_star_keeps_the_nuclear_norm_in_fewer_directions() -> None:
 @pytest.mark.parametrize("name", SPECTRAL)
 def test_tables_and_vectors_are_averaged(name: str) -> None:
     matrices, vectors = random(2, 6, 8), random(2, 9)
-    close(delta(name, matrices, is_table=True), (matrices[0] + matrices[1]) / 2, atol=1e-6)
+    close(delta(name, matrices, component="head"), (matrices[0] + matrices[1]) / 2, atol=1e-6)
     close(delta(name, vectors), (vectors[0] + vectors[1]) / 2, atol=1e-6)
 
 
