@@ -16,6 +16,7 @@ import yaml
 
 import evomerge
 from evomerge.errors import ResumeRefused, UserError
+from evomerge.methods.own_method import load_own_spec
 from evomerge.store.event_log import EventLog
 from evomerge.store.events import Asked, Evaluated, GenerationClosed, Told
 from evomerge.store.run_dir import RunDir
@@ -186,7 +187,12 @@ def test_two_runs_in_one_directory_are_refused(finished: Path, tiny: Path) -> No
         evomerge.run(tiny, run_dir=finished)
 
 
-def test_a_method_in_the_users_file_is_searched_and_guarded(tiny: Path, tmp_path: Path) -> None:
+def test_a_method_in_the_users_file_is_searched_and_guarded(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    sys.modules.pop("my_methods", None)
+    load_own_spec.cache_clear()
     page = (Path(evomerge.__file__).parents[1] / "docs" / "own_method.md").read_text()
     code, space = re.search(r"```python\n(.*?)```", page, re.DOTALL), re.search(r"```yaml\n(.*?)```", page, re.DOTALL)
     assert code is not None
@@ -196,15 +202,9 @@ def test_a_method_in_the_users_file_is_searched_and_guarded(tiny: Path, tmp_path
     experiment["search_space"]["groups"] = {"blocks": 2}
     experiment |= {"budget": {"evaluations": 4}, "finish": {"baselines": False, "top_k": 1}}
     tiny.write_text(yaml.safe_dump(experiment))
-    result = subprocess.run(
-        [sys.executable, "-m", "evomerge", "run", tiny, "--out", tmp_path / "run", "--quiet"],
-        cwd="/", capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    assert evomerge.run(tiny, run_dir=tmp_path / "run").exit_code == 0
     scored = [event for event in events(tmp_path / "run") if isinstance(event, Evaluated)]
     assert len({event.fitness for event in scored if event.candidate is not None}) > 1
     (tmp_path / "my_methods.py").write_text(code.group(1) + "\n# changed\n")
-    more = [sys.executable, "-m", "evomerge", "resume", tmp_path / "run", "--set", "budget.evaluations=8"]
-    refused = subprocess.run(more, cwd="/", capture_output=True, text=True, check=False)
-    assert refused.returncode == 1
-    assert "merge method my_methods:MEDIAN: its file differs" in refused.stderr
+    with pytest.raises(ResumeRefused, match="merge method my_methods:MEDIAN: its file differs"):
+        evomerge.resume(tmp_path / "run", ["budget.evaluations=8"])

@@ -25,7 +25,12 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path = tmp_path / "my_methods.py"
     path.write_text(code.group(1))
     monkeypatch.syspath_prepend(tmp_path)
+    forget()
     yield path
+    forget()
+
+
+def forget() -> None:
     load_own_spec.cache_clear()
     sys.modules.pop("my_methods", None)
 
