@@ -72,6 +72,8 @@ class TensorThreads:
             wait(futures)
         if errors:
             raise errors[min(errors)]
+        for future in futures:
+            future.result()  # raises what is no Exception, such as an exit
 
     def in_order(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Results of a function in the order of the items, with a few of the next ones in work."""

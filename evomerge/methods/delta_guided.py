@@ -43,6 +43,7 @@ class DeltaGuided(MergeMethod):
         squares = gram_matrix(inputs.experts, inputs.origin).diagonal() if inputs.active else ()
         return GuidedState(inputs, tuple(float(square) ** 0.5 for square in squares))
 
+    @torch.no_grad()
     def apply(self, state: GuidedState, values: Values, out: Tensor) -> None:
         """Write the merged tensor.
 

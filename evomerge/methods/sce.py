@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from evomerge.methods.base import MergeMethod, TensorContext, Value
+from evomerge.methods.gram import tree_sum
 from evomerge.methods.inputs import Inputs, Values, read_number
 from evomerge.methods.magnitude_trim import MagnitudeRanking, MagnitudeTrim
 from evomerge.methods.sweep import split, sweep
@@ -75,6 +76,7 @@ class Sce(MergeMethod):
         shares = (energy / total if total > SMALLEST_ENERGY else 1.0 / len(energies) for energy in energies)
         return SceState(inputs, selection, tuple(shares))
 
+    @torch.no_grad()
     def apply(self, state: SceState, values: Values, out: Tensor) -> None:
         """Write the merged tensor."""
         scale = read_number(values, "lambda")
@@ -118,14 +120,14 @@ def _variances(inputs: Inputs) -> Tensor:
 
 
 def _energies(inputs: Inputs, selection: MagnitudeTrim | None) -> list[float]:
-    """Sum of the squares of every expert's selected changes, in fp64 and in flat order."""
+    """Sum of the squares of every expert's selected changes, in fp64 and in an order that no thread changes."""
     energies, start = [0.0] * len(inputs.experts), 0
     for origin, *experts in _pieces(inputs.origin, inputs, with_target=False):
         deltas = list(torch.empty(len(experts), len(origin), dtype=torch.float32, device=origin.device))
         buffers = (torch.empty_like(deltas[0]), torch.empty_like(deltas[0]))
         _load_selected(selection, start, [origin, *experts], torch.empty_like(deltas[0]), deltas, buffers)
         for index, delta in enumerate(deltas):
-            energies[index] += float(delta.double().square().sum())
+            energies[index] += float(tree_sum(delta.double().square()))
         start += len(origin)
     return energies
 

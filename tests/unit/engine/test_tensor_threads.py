@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 
@@ -38,6 +39,12 @@ def test_the_first_item_that_fails_is_named_even_if_it_fails_last(num_threads: i
     with pytest.raises(ValueError, match="item 1"):
         threads(num_threads, 10).each(work, range(50))
     assert len(begun) <= 2 * num_threads
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_an_exit_inside_a_call_is_not_lost(num_threads: int) -> None:
+    with pytest.raises(SystemExit):
+        threads(num_threads, 10).each(lambda item: sys.exit(3), range(5))
 
 
 def test_cores_are_shared_out() -> None:
