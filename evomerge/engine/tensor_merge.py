@@ -223,7 +223,8 @@ class TensorMerger:
         base = None if node.base is None else self._input(node.base, slot)
         experts = [self._input(source, slot) for source in plan.experts]
         reused = reused and self.state_memory_bytes > 0
-        context = TensorContext(slot.name, node.seed, plan.expert_keys, reused, slot.component)
+        place = (slot.component, slot.block, self.models.architecture.num_blocks)
+        context = TensorContext(slot.name, node.seed, plan.expert_keys, reused, *place)
         return plan.method.prepare(base, experts, structural, context)
 
     def _input(self, node: Node, slot: Slot) -> Tensor:

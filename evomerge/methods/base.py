@@ -48,7 +48,10 @@ class Hyperparameter:
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """What evomerge knows of a method without importing torch. The only place its hyperparameters are declared."""
+    """What evomerge knows of a method without importing torch. The only place its hyperparameters are declared.
+
+    ``ordered`` says that the order of the experts means something, as in a sequence of merges.
+    """
 
     name: str
     title: str
@@ -58,6 +61,7 @@ class MethodSpec:
     min_experts: int = 1
     max_experts: int | None = None
     stochastic: bool = False
+    ordered: bool = False
     paper: str = ""
     arxiv: str = ""
 
@@ -84,6 +88,8 @@ class TensorContext:
         reused: False promises that ``apply`` will see a single set of values, as in a merge to disk; ``prepare`` may
             then leave out what only pays over many. The merged tensor is the same.
         component: ``attention``, ``mlp``, ``norms``, ``embeddings``, ``head`` or ``other``.
+        block: index of the tensor's block, None outside the blocks.
+        num_blocks: number of blocks of the model, 0 where there is none.
     """
 
     name: str
@@ -91,6 +97,8 @@ class TensorContext:
     expert_keys: tuple[str, ...]
     reused: bool = True
     component: str = "other"
+    block: int | None = None
+    num_blocks: int = 0
 
     @property
     def is_table(self) -> bool:
