@@ -68,10 +68,10 @@ class LiveModel:
         self._parameters = dict(self.model.named_parameters())
         self.model_bytes = sum(p.numel() * p.element_size() for p in self._parameters.values())
         cap = _default_state_bytes(self.device) if state_memory_bytes is None else state_memory_bytes
-        self._merger = TensorMerger(self.models, self.device, cap)
-        self._scratch: dict[tuple[int, torch.dtype], Tensor] = {}  # by thread
         num_threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._threads = TensorThreads(num_threads, self.architecture)
+        self._merger = TensorMerger(self.models, self.device, cap, self._threads)
+        self._scratch: dict[tuple[int, torch.dtype], Tensor] = {}  # by thread
         self._holds: dict[str, Hashable] = {}  # parameters whose content no candidate of the same models changes
         self._upper: dict[str, Tensor] = {}  # bf16 views of fp32 parameters that hold nothing more precise
         if self.models.get(self.reference).adapter is not None or not self._loaded_as_tied:

@@ -89,8 +89,8 @@ def _plan(recipe: Recipe, models: OpenModels) -> list[TensorEntry]:
 
 
 def _write_weights(recipe: Recipe, models: OpenModels, writer: ShardWriter, progress: Progress | None) -> None:
-    merger = TensorMerger(models, torch.device("cpu"), state_memory_bytes=0)
-    merger.start_candidate(recipe.model)
+    threads = TensorThreads(torch.get_num_threads(), models.architecture)
+    merger = TensorMerger(models, torch.device("cpu"), state_memory_bytes=0, threads=threads)
     slots, reference = models.architecture.by_name, models.get(recipe.reference)
 
     def merge(entry: TensorEntry) -> Tensor:
@@ -104,8 +104,8 @@ def _write_weights(recipe: Recipe, models: OpenModels, writer: ShardWriter, prog
         models.release(slot)
         return merged
 
-    threads = TensorThreads(torch.get_num_threads(), models.architecture)
     try:
+        merger.start_candidate(recipe.model)
         merged_tensors = threads.in_order(merge, writer.entries)
         for done, (entry, tensor) in enumerate(zip(writer.entries, merged_tensors, strict=True), start=1):
             writer.write(entry.name, tensor)

@@ -21,9 +21,12 @@ from torch import Tensor
 
 from evomerge.engine.architecture import Slot
 from evomerge.engine.model_tensors import OpenModels
+from evomerge.engine.surveys import Surveys
+from evomerge.engine.tensor_threads import TensorThreads
 from evomerge.errors import InvalidInput, MergeFailed, Problem, UserError
 from evomerge.methods.base import MergeMethod, MethodSpec, TensorContext, Value
 from evomerge.methods.catalogue import get_spec, load_method
+from evomerge.methods.whole_model import Statistics
 from evomerge.recipes.recipe import Merge, Node, Recipe, Source
 from evomerge.recipes.resolve import resolve_values
 
@@ -59,6 +62,8 @@ class MergePlan:
         self.spec = get_spec(node.method)
         self.method: MergeMethod = load_method(node.method)
         self.key_number = 0
+        self.survey_number = 0
+        self.statistics: Statistics = ()
         self.experts = tuple(source for _, source in node.experts)
         self.inputs = (*(() if node.base is None else (node.base,)), *self.experts)
         self.expert_keys = tuple(name for name, _ in node.experts)
@@ -84,6 +89,19 @@ class MergePlan:
             self._split[id(resolved)] = (resolved, structural, cheap)
         return self._split[id(resolved)][1:]
 
+    def context(self, slot: Slot, statistics: Statistics, reused: bool = True) -> TensorContext:
+        """What the method may know of a tensor."""
+        return TensorContext(
+            slot.name,
+            self.node.seed,
+            self.expert_keys,
+            reused,
+            component=slot.component,
+            block=slot.block,
+            num_blocks=self._num_blocks,
+            statistics=statistics,
+        )
+
 
 @dataclass(frozen=True)
 class PendingTensor:
@@ -108,13 +126,20 @@ class TensorMerger:
     Between two ``start_candidate`` different tensors may be prepared and written by different threads at once.
     """
 
-    def __init__(self, models: OpenModels, device: torch.device, state_memory_bytes: int) -> None:
+    def __init__(
+        self,
+        models: OpenModels,
+        device: torch.device,
+        state_memory_bytes: int,
+        threads: TensorThreads | None = None,
+    ) -> None:
         """Start with nothing prepared.
 
         Args:
             models: where tensors come from.
             device: where arithmetic happens.
             state_memory_bytes: cap on what is kept; 0 keeps nothing (one pass over the tensors).
+            threads: for surveys of the whole model; None makes them on the calling thread.
         """
         self.models = models
         self.device = device
@@ -129,17 +154,27 @@ class TensorMerger:
         self._candidate = 0
         self._plans: dict[int, MergePlan] = {}  # by id of the node, which its plan keeps alive
         self._key_numbers: dict[Any, int] = {}
+        self._surveys = Surveys()
+        self._threads = threads
 
     def start_candidate(self, root: Node) -> None:
-        """Look up the methods of a new recipe and forget the plans of the last one.
+        """Look up the methods of a new recipe, forget the plans of the last one, and survey the model where needed.
 
         Raises:
             UserError: a method that is unknown or cannot handle the recipe's models; a model that does not fit.
+            MergeFailed: hyperparameters are not finite.
         """
         self._candidate += 1
         self._plans = {}
         self.not_kept = set()
         self._add_plans(root)
+        for plan in self._plans.values():  # a merge's inputs come before it
+            started = time.perf_counter()
+            slots, release = self.models.architecture.slots, self.state_memory_bytes == 0
+            plan.survey_number, plan.statistics = self._surveys.of(
+                _Surveyed(self, plan), slots, self._threads, self.models.release if release else None
+            )
+            self.prepare_seconds += time.perf_counter() - started
 
     def pending(self, node: Node, slot: Slot) -> PendingTensor:
         """Prepare one tensor, from memory when an earlier candidate did the same.
@@ -188,7 +223,7 @@ class TensorMerger:
 
     def _key(self, plan: MergePlan, structural: Mapping[str, Value], slot: Slot) -> tuple[Hashable, ...]:
         # Hashing whole nodes for every tensor would cost more than merging small ones.
-        return (plan.key_number, tuple(structural.items()), slot.name)
+        return (plan.key_number, plan.survey_number, tuple(structural.items()), slot.name)
 
     def _add_plans(self, node: Node) -> None:
         if isinstance(node, Source):
@@ -199,9 +234,9 @@ class TensorMerger:
         plan = MergePlan(node, self.models.architecture.num_blocks)
         inputs = (node.method, node.base, node.experts, node.seed)
         plan.key_number = self._key_numbers.setdefault(inputs, len(self._key_numbers))
-        self._plans[id(node)] = plan
         for child in plan.inputs:
             self._add_plans(child)
+        self._plans[id(node)] = plan
 
     def _prepare(self, plan: MergePlan, structural: dict[str, Value], slot: Slot, reused: bool) -> _Prepared:
         started = time.perf_counter()
@@ -219,13 +254,14 @@ class TensorMerger:
         return _Prepared(state, is_constant, num_bytes, self._candidate)
 
     def _state(self, plan: MergePlan, structural: dict[str, Value], slot: Slot, reused: bool) -> Any:
-        node = plan.node
-        base = None if node.base is None else self._input(node.base, slot)
-        experts = [self._input(source, slot) for source in plan.experts]
-        reused = reused and self.state_memory_bytes > 0
-        place = (slot.component, slot.block, self.models.architecture.num_blocks)
-        context = TensorContext(slot.name, node.seed, plan.expert_keys, reused, *place)
+        base, experts = self.inputs(plan, slot)
+        context = plan.context(slot, plan.statistics, reused and self.state_memory_bytes > 0)
         return plan.method.prepare(base, experts, structural, context)
+
+    def inputs(self, plan: MergePlan, slot: Slot) -> tuple[Tensor | None, list[Tensor]]:
+        """Base and experts of one tensor."""
+        base = None if plan.node.base is None else self._input(plan.node.base, slot)
+        return base, [self._input(source, slot) for source in plan.experts]
 
     def _input(self, node: Node, slot: Slot) -> Tensor:
         if isinstance(node, Source):
@@ -262,6 +298,23 @@ class TensorMerger:
                 self.state_bytes -= prepared.num_bytes
                 del self._kept[key]
                 self._too_large.clear()
+
+
+class _Surveyed:
+    """A merge node as surveys see it."""
+
+    def __init__(self, merger: TensorMerger, plan: MergePlan) -> None:
+        self._merger, self._plan = merger, plan
+        self.method, self.key_number = plan.method, plan.key_number
+
+    def structural(self, slot: Slot) -> Mapping[str, Value]:
+        return self._plan.values(slot)[0]
+
+    def tensors(self, slot: Slot) -> tuple[Tensor | None, Sequence[Tensor]]:
+        return self._merger.inputs(self._plan, slot)
+
+    def context(self, slot: Slot, statistics: Statistics) -> TensorContext:
+        return self._plan.context(slot, statistics)
 
 
 class OutputDtype:

@@ -15,6 +15,7 @@ from evomerge.methods.own_method import load_own_spec
 from evomerge.methods.selection_specs import SELECTION_SPECS
 from evomerge.methods.spectral_specs import SPECTRAL_SPECS
 from evomerge.methods.task_vector_specs import TASK_VECTOR_SPECS
+from evomerge.methods.whole_model_specs import WHOLE_MODEL_SPECS
 
 
 def _collect(specs: Iterable[MethodSpec]) -> dict[str, MethodSpec]:
@@ -26,7 +27,8 @@ def _collect(specs: Iterable[MethodSpec]) -> dict[str, MethodSpec]:
     return collected
 
 
-SPECS: dict[str, MethodSpec] = _collect((*MODEL_SPECS, *TASK_VECTOR_SPECS, *SELECTION_SPECS, *SPECTRAL_SPECS))
+_ALL = (*MODEL_SPECS, *TASK_VECTOR_SPECS, *SELECTION_SPECS, *SPECTRAL_SPECS, *WHOLE_MODEL_SPECS)
+SPECS: dict[str, MethodSpec] = _collect(_ALL)
 
 
 def get_spec(name: str) -> MethodSpec:

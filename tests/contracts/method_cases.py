@@ -72,6 +72,9 @@ def split_values(spec: MethodSpec, count: int, **given: Value | Sequence[float])
         "t": 0.3,
         "min_agreement": 1,
         "clamp": False,
+        "steps": 20,
+        "learning_rate": 1e-3,
+        "eta": 50.0 if spec.name == "star" else 1.0,
         "loss": [0.5 + 0.25 * i for i in range(count)],
     }
     structural, cheap = {}, {}
