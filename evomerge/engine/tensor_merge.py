@@ -63,6 +63,7 @@ class MergePlan:
         self.method: MergeMethod = load_method(node.method)
         self.key_number = 0
         self.survey_number = 0
+        self.is_kept = True
         self.statistics: Statistics = ()
         self.experts = tuple(source for _, source in node.experts)
         self.inputs = (*(() if node.base is None else (node.base,)), *self.experts)
@@ -189,9 +190,10 @@ class TensorMerger:
         key = self._key(plan, structural, slot)
         prepared = self._kept.get(key)
         if prepared is None:
-            prepared = self._prepare(plan, structural, slot, reused=key not in self._too_large)
-            with self._lock:
-                self._keep(key, prepared, slot)
+            prepared = self._prepare(plan, structural, slot, reused=plan.is_kept and key not in self._too_large)
+            if plan.is_kept:
+                with self._lock:
+                    self._keep(key, prepared, slot)
         prepared.last_used = self._candidate
         return PendingTensor(slot, ("merge", key) if prepared.is_constant else None, node, prepared.state, values)
 
@@ -201,7 +203,7 @@ class TensorMerger:
             return True
         plan = self._plans[id(node)]
         key = self._key(plan, plan.values(slot)[0], slot)
-        return key in self._kept or key in self._too_large
+        return key in self._kept or key in self._too_large or not plan.is_kept
 
     def write(self, pending: PendingTensor, out: Tensor) -> None:
         """Write the tensor into ``out`` in place, rounded once to its dtype.
@@ -233,6 +235,8 @@ class TensorMerger:
             return
         plan = MergePlan(node, self.models.architecture.num_blocks)
         inputs = (node.method, node.base, node.experts, node.seed)
+        # A merge inside that no candidate had before may be one that no candidate has again.
+        plan.is_kept = inputs in self._key_numbers or not any(isinstance(child, Merge) for child in plan.inputs)
         plan.key_number = self._key_numbers.setdefault(inputs, len(self._key_numbers))
         for child in plan.inputs:
             self._add_plans(child)

@@ -17,6 +17,10 @@ The own form::
         - {expert: math, value: [0.1, 0.9]}                 # a gradient over the blocks
         - {outside_blocks: true, value: 0.3}
         - {value: 0.4}
+    before:                            # on each expert first
+      - {method: tswitch, parameters: {drop: 0.6}}
+    after:                             # on the merged model
+      - {method: lines, parameters: {alpha: 0.5, beta: 0.5}}
     seed: 7                            # of random masks
     dtype: bfloat16                    # of the merged weights; the base's own when left out
     tokenizer: zoo:smollm2-135m        # whose tokenizer and config; the base's when left out
@@ -24,7 +28,9 @@ The own form::
 ``blocks`` is ``[first, last]``, both included, or one block. Further keys of a rule: ``component`` (attention, mlp,
 norms, embeddings, head, other, or ``regex:pattern``), ``expert``, ``contains`` (part of a tensor name),
 ``outside_blocks``. A list of two or more numbers is a gradient: values at equally spaced places of the rule's blocks,
-linear between them; tensors outside the blocks take its first number. A file may also be just ``model: <source>``.
+linear between them; tensors outside the blocks take its first number. ``before`` and ``after`` are short for merges
+of merges (see modifiers.py), and ``preset: balanced_actor`` for a whole recipe (see recipe_presets.py). A file may also
+be just ``model: <source>``.
 """
 
 from __future__ import annotations

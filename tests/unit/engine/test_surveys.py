@@ -87,3 +87,22 @@ def test_disk_and_memory_agree(family: Family, live: LiveModel, tmp_path: Path) 
         stored = safetensors.torch.load_file(tmp_path / str(number) / "model.safetensors")
         for name, parameter in live.model.named_parameters():
             assert torch.equal(stored[name].float(), parameter), name
+
+
+def test_what_is_made_of_a_changing_merge_is_not_kept(family: Family, live: LiveModel) -> None:
+    def scaled(density: float) -> Recipe:
+        rules = (("coefficient", (Rule(0.5),)),)
+        return Recipe(Merge("task_arithmetic", (("merged", ties(family, density, "tensor")),), family.base, rules))
+
+    live.apply(Recipe(ties(family, 0.5, "tensor")))
+    inner_alone = live.prepared_bytes
+    for density in (0.1, 0.2, 0.3):
+        live.apply(scaled(density))
+        assert live.prepared_bytes == inner_alone
+    live.apply(scaled(0.3))
+    assert live.prepared_bytes > inner_alone  # asked for twice, so kept
+    expected = {name: tensor.clone() for name, tensor in live.model.named_parameters()}
+    live.apply(scaled(0.1))
+    live.apply(scaled(0.3))
+    for name, tensor in live.model.named_parameters():
+        assert torch.equal(tensor, expected[name]), name
