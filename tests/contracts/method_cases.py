@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -125,8 +127,24 @@ def whole(spec: MethodSpec, count: int) -> dict[str, Any]:
     exact |= {"t": 1.0, "min_agreement": 1, "iqr_factor": -1e6, "isotropy": 0.0, "eta": 100.0, "common_share": 1.0}
     if spec.name in ("consensus", "consensus_ties"):
         exact["lambda"] = 1.0 / count  # they add task vectors up
+    if spec.name in ("wudi", "wudi2"):
+        exact["coefficient"] = [1.0] * count  # their targets, which equal experts share
+        exact |= {"solver": "closed_form", "time": 1e7, "rank_share": float(count)}
     exact["calibration"] = 1.0 / count
     return {name: value for name, value in exact.items() if name in names(spec)}
+
+
+def corners(spec: MethodSpec) -> list[dict[str, Any]]:
+    """Every combination of the ends of all ranges; of more than a hundred some, in which every end occurs."""
+    options = [
+        parameter.choices or ((False, True) if parameter.kind == "bool" else (parameter.low, parameter.high))
+        for parameter in spec.hyperparameters
+    ]
+    every = [dict(zip(names_in_order(spec), corner, strict=True)) for corner in itertools.product(*options)]
+    step = 1 if len(every) <= 100 else len(every) // 50
+    while math.gcd(step, len(every)) > 1:
+        step += 1
+    return every[::step]
 
 
 def names_in_order(spec: MethodSpec) -> list[str]:
