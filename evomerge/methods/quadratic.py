@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import MergeFailed
+from evomerge.methods.adam import adam
 from evomerge.methods.spectral import SMALLEST_SHARE, eigen
-
-_BETAS, _EPSILON = (0.9, 0.999), 1e-8  # Adam's usual ones
 
 
 @dataclass(frozen=True)
@@ -68,14 +67,11 @@ class Quadratic:
             steps: how many.
             rate: the learning rate.
         """
-        moved, first, second = (torch.zeros_like(self.start) for _ in range(3))
-        for step in range(1, steps + 1):
-            gradient = torch.matmul(moved, self.curvature).add_(self.slope).mul_(2.0)
-            first.lerp_(gradient, 1.0 - _BETAS[0])
-            second.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1.0 - _BETAS[1])
-            divisor = torch.sqrt(second, out=gradient).div_(math.sqrt(1.0 - _BETAS[1] ** step)).add_(_EPSILON)
-            moved.addcdiv_(first, divisor, value=-rate / (1.0 - _BETAS[0] ** step))
-        return moved.add_(self.start)
+
+        def gradient(moved: Tensor) -> Tensor:
+            return torch.matmul(moved, self.curvature).add_(self.slope).mul_(2.0)
+
+        return adam(gradient, torch.zeros_like(self.start), steps, rate).add_(self.start)
 
     def flow(self, time: float, share: float) -> Tensor:
         """Δ after following ``-(X C + slope)`` for a time, in closed form, ``(..., m, n)``.

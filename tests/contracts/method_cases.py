@@ -124,12 +124,22 @@ def names(spec: MethodSpec) -> set[str]:
 def whole(spec: MethodSpec, count: int) -> dict[str, Any]:
     """Values under which the merge of equal experts, or of one, is that expert."""
     exact: dict[str, Any] = {"coefficient": [1.0 / count] * count, "density": [1.0] * count, "lambda": 1.0}
-    exact |= {"t": 1.0, "min_agreement": 1, "iqr_factor": -1e6, "isotropy": 0.0, "eta": 100.0, "common_share": 1.0}
+    exact |= {
+        "t": 1.0,
+        "min_agreement": 1,
+        "iqr_factor": -1e6,
+        "isotropy": 0.0,
+        "eta": 100.0,
+        "common_share": 1.0,
+        "keep": 1.0,
+    }
     if spec.name in ("consensus", "consensus_ties"):
         exact["lambda"] = 1.0 / count  # they add task vectors up
     if spec.name in ("wudi", "wudi2"):
         exact["coefficient"] = [1.0] * count  # their targets, which equal experts share
         exact |= {"solver": "closed_form", "time": 1e7, "rank_share": float(count)}
+    if spec.name in ("drm_h", "drm_v"):
+        exact |= {"coefficient": [1.0] * count, "drop": 1e-9}  # they average
     exact["calibration"] = 1.0 / count
     return {name: value for name, value in exact.items() if name in names(spec)}
 

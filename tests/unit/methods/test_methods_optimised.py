@@ -12,33 +12,9 @@ from torch import Tensor
 from evomerge.errors import MergeFailed
 from evomerge.methods.base import TensorContext
 from evomerge.methods.catalogue import SPECS, load_method
+from tests.unit.methods.merging import close, delta, random
 
 BOTH = ("wudi", "wudi2")
-
-
-def delta(name: str, deltas: Sequence[Tensor], component: str = "mlp", **values: Any) -> Tensor:
-    """The merged task vector over a base of zeros."""
-    method, count = load_method(name), len(deltas)
-    split: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
-    for parameter in SPECS[name].hyperparameters:
-        value = values.pop(parameter.name, parameter.default)
-        if parameter.per == "expert" and not isinstance(value, list):
-            value = [value] * count
-        split[not parameter.structural][parameter.name] = value
-    assert not values
-    context = TensorContext("w", 0, tuple(f"expert{index}" for index in range(count)), component=component)
-    out = torch.empty_like(deltas[0])
-    method.apply(method.prepare(torch.zeros_like(deltas[0]), deltas, split[0], context), split[1], out)
-    return out
-
-
-def random(count: int, *shape: int, seed: int = 7) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator) for _ in range(count)]
-
-
-def close(got: Tensor, expected: Tensor, atol: float = 2e-5) -> None:
-    torch.testing.assert_close(got.double(), expected.double(), rtol=0, atol=atol)
 
 
 def truncated(matrix: Tensor, rank: int) -> Tensor:
