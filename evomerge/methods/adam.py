@@ -1,32 +1,31 @@
-"""Gradient descent on one tensor, for methods that solve for a merged task vector."""
+"""Adam, step for step as torch's, for small problems with a gradient of their own."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-_DECAYS = (0.9, 0.999)
-_EPSILON = 1e-8
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 
-def adam(gradient: Callable[[Tensor], Tensor], start: Tensor, steps: int, rate: float) -> Tensor:
-    """The point that Adam reaches, with its usual decays 0.9 and 0.999 and without weight decay.
+def adam(gradient: Callable[[Tensor], Tensor], start: Tensor, steps: int, rate: float | Tensor) -> Tensor:
+    """Where Adam is after that many steps.
 
     Args:
-        gradient: of the loss, at a point of the shape of ``start``; must not change it.
-        start: not changed.
-        steps: number of steps.
-        rate: step length.
-
-    Reference: Kingma 2014, algorithm 1, https://arxiv.org/abs/1412.6980
+        gradient: at a point; gives a new tensor, which is overwritten.
+        start: any shape; is not changed.
+        steps: how many.
+        rate: the learning rate, a number or a tensor that broadcasts to the point.
     """
-    point, mean, square = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
+    point, first, second = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
     for step in range(1, steps + 1):
-        slope = gradient(point)
-        mean.lerp_(slope, 1.0 - _DECAYS[0])
-        square.mul_(_DECAYS[1]).addcmul_(slope, slope, value=1.0 - _DECAYS[1])
-        scale = (square / (1.0 - _DECAYS[1] ** step)).sqrt_().add_(_EPSILON)
-        point.addcdiv_(mean, scale, value=-rate / (1.0 - _DECAYS[0] ** step))
+        found = gradient(point)
+        first.lerp_(found, 1.0 - _BETAS[0])
+        second.mul_(_BETAS[1]).addcmul_(found, found, value=1.0 - _BETAS[1])
+        divisor = torch.sqrt(second, out=found).div_(math.sqrt(1.0 - _BETAS[1] ** step)).add_(_EPSILON)
+        move = torch.div(first, divisor, out=divisor)
+        point.sub_(move.mul_(rate / (1.0 - _BETAS[0] ** step)))
     return point

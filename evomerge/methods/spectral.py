@@ -89,6 +89,19 @@ def decompose(matrices: Tensor) -> Svd:
         raise MergeFailed("singular values cannot be computed: weights are NaN, infinite or too ill-posed") from error
 
 
+def eigen(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues ``(..., n)``, rising, and eigenvectors in columns ``(..., n, n)`` of symmetric matrices.
+
+    Raises:
+        MergeFailed: they are not finite, or the algorithm did not converge.
+    """
+    try:
+        values, vectors = torch.linalg.eigh(matrices)
+    except RuntimeError as error:
+        raise MergeFailed("eigenvalues cannot be computed: weights are NaN, infinite or too ill-posed") from error
+    return values, vectors
+
+
 def present(svd: Svd) -> Tensor:
     """1 for the singular values ``(..., r)`` that are not next to nothing, else 0."""
     return (svd.values > SMALLEST_SHARE * svd.values[..., :1]).to(svd.values.dtype)

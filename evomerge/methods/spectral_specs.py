@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from evomerge.methods.base import Hyperparameter, MethodSpec
-from evomerge.methods.spec_parts import ALL_COEFFICIENTS, coefficient, lambda_, normalize, number
+from evomerge.methods.spec_parts import ALL_COEFFICIENTS, coefficient, lambda_, normalize, number, structural_flag
 
 _LAMBDA = replace(lambda_(0.0, 3.0), mergekit_name=None)
 _COEFFICIENT = replace(coefficient(0.0, 2.0), mergekit_name=None)
@@ -76,5 +76,77 @@ SPECTRAL_SPECS = (
         needs_base=True,
         paper="STAR (Lee 2025)",
         arxiv="2502.10339",
+    ),
+    MethodSpec(
+        "dc_merge",
+        "Task vectors merged with sign election, in directions that cover all of them",
+        (
+            replace(
+                number(
+                    "keep", 1e-3, 1e-4, 1e-1, "fraction of the entries in common directions that is kept, in (0, 1]"
+                ),
+                structural=True,
+            ),
+            Hyperparameter(
+                "smoothing",
+                "merge",
+                "choice",
+                "none",
+                structural=True,
+                choices=("none", "avg", "linear"),
+                description="how a task vector's singular values are made more alike",
+            ),
+            replace(number("rho", 5.0, 1.0, 20.0, "largest ratio of linearly smoothed values"), structural=True),
+            structural_flag("block_mask", True, None, "only blocks on the diagonal, one for each expert"),
+            _LAMBDA,
+        ),
+        "evomerge.methods.dc_merge:DcMerge",
+        needs_base=True,
+        paper="DC-Merge (2026)",
+        arxiv="2603.06242",
+    ),
+    *(
+        MethodSpec(
+            name,
+            f"Task vectors side by side in common {vectors} directions, made equally long, merged with sign election",
+            (
+                replace(_COEFFICIENT, low=0.2),
+                replace(
+                    number("drop", 0.8, 0.05, 0.95, "fraction of the directions' entries that is dropped, in [0, 1)"),
+                    structural=True,
+                ),
+                _LAMBDA,
+            ),
+            f"evomerge.methods.drm:{target}",
+            needs_base=True,
+            paper="Decom-Renorm-Merge (Chaichana 2025)",
+            arxiv="2505.23117",
+        )
+        for name, vectors, target in (("drm_h", "output", "DrmHorizontal"), ("drm_v", "input", "DrmVertical"))
+    ),
+    MethodSpec(
+        "do_merging",
+        "Lengths and directions of columns averaged apart (after summaries of the paper, no official code)",
+        (
+            Hyperparameter(
+                "steps",
+                "merge",
+                "int",
+                0,
+                0,
+                300,
+                structural=True,
+                description="of making factors orthogonal; 0 = none",
+            ),
+            replace(
+                number("gamma", 1.0, 1e-2, 1e2, "what a change of the factors costs in these steps"), structural=True
+            ),
+            Hyperparameter("rank", "merge", "int", 16, 1, 64, structural=True, description="of these factors"),
+            replace(_LAMBDA, low=0.3),
+        ),
+        "evomerge.methods.do_merging:DoMerging",
+        needs_base=True,
+        paper="DO-Merging (Zheng 2025), as far as published without code",
+        arxiv="2505.15875",
     ),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -72,11 +74,10 @@ def split_values(spec: MethodSpec, count: int, **given: Value | Sequence[float])
         "t": 0.3,
         "min_agreement": 1,
         "clamp": False,
-        "steps": 20,
-        "learning_rate": 1e-3,
-        "eta": 50.0 if spec.name == "star" else 1.0,
         "loss": [0.5 + 0.25 * i for i in range(count)],
     }
+    if spec.name == "doge_ta":
+        middling |= {"steps": 20, "learning_rate": 1e-3, "eta": 1.0}
     structural, cheap = {}, {}
     for parameter in spec.hyperparameters:
         value = given.get(parameter.name, middling.get(parameter.name, parameter.default))
@@ -125,11 +126,37 @@ def names(spec: MethodSpec) -> set[str]:
 def whole(spec: MethodSpec, count: int) -> dict[str, Any]:
     """Values under which the merge of equal experts, or of one, is that expert."""
     exact: dict[str, Any] = {"coefficient": [1.0 / count] * count, "density": [1.0] * count, "lambda": 1.0}
-    exact |= {"t": 1.0, "min_agreement": 1, "iqr_factor": -1e6, "isotropy": 0.0, "eta": 100.0, "common_share": 1.0}
+    exact |= {
+        "t": 1.0,
+        "min_agreement": 1,
+        "iqr_factor": -1e6,
+        "isotropy": 0.0,
+        "eta": 100.0,
+        "common_share": 1.0,
+        "keep": 1.0,
+    }
     if spec.name in ("consensus", "consensus_ties"):
         exact["lambda"] = 1.0 / count  # they add task vectors up
+    if spec.name in ("wudi", "wudi2"):
+        exact["coefficient"] = [1.0] * count  # their targets, which equal experts share
+        exact |= {"solver": "closed_form", "time": 1e7, "rank_share": float(count)}
+    if spec.name in ("drm_h", "drm_v"):
+        exact |= {"coefficient": [1.0] * count, "drop": 1e-9}  # they average
     exact["calibration"] = 1.0 / count
     return {name: value for name, value in exact.items() if name in names(spec)}
+
+
+def corners(spec: MethodSpec) -> list[dict[str, Any]]:
+    """Every combination of the ends of all ranges; of more than a hundred some, in which every end occurs."""
+    options = [
+        parameter.choices or ((False, True) if parameter.kind == "bool" else (parameter.low, parameter.high))
+        for parameter in spec.hyperparameters
+    ]
+    every = [dict(zip(names_in_order(spec), corner, strict=True)) for corner in itertools.product(*options)]
+    step = 1 if len(every) <= 100 else len(every) // 50
+    while math.gcd(step, len(every)) > 1:
+        step += 1
+    return every[::step]
 
 
 def names_in_order(spec: MethodSpec) -> list[str]:

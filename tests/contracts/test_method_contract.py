@@ -6,7 +6,6 @@ P0, Pλ, P1, Pid, Pperm and Plin are the shared properties of the methods' speci
 from __future__ import annotations
 
 import importlib
-import itertools
 
 import pytest
 import torch
@@ -22,18 +21,18 @@ from tests.contracts.method_cases import (
     Recorder,
     arrangements,
     context,
+    corners,
     merge,
     models,
     most,
     names,
-    names_in_order,
     others,
     split_values,
     whole,
 )
 
-# The state of these is one sum over the experts.
-ONE_FOR_ALL = ("iso_c", "iso_cts", "opcm", "doge_ta")
+# The state of these is one merged task vector.
+ONE_FOR_ALL = ("iso_c", "iso_cts", "wudi", "wudi2", "dc_merge", "do_merging", "opcm", "doge_ta")
 # These change even a single expert, whatever their values: pcb cuts its largest and smallest entries, doge_ta gives it
 # another length.
 NEVER_AN_EXPERT = ("pcb", "doge_ta")
@@ -108,21 +107,17 @@ def test_inputs_unchanged_and_one_cast_into_out(spec: MethodSpec, dtype: torch.d
 
 @every_method
 def test_finite_at_every_corner_of_the_ranges(spec: MethodSpec) -> None:
-    options = [
-        parameter.choices or ((False, True) if parameter.kind == "bool" else (parameter.low, parameter.high))
-        for parameter in spec.hyperparameters
-    ]
     for arrangement in arrangements(spec):
         base, experts = models(spec, arrangement)
         finite = 0
-        for corner in itertools.product(*options):
+        for corner in corners(spec):
             try:
-                out = merge(spec, base, experts, **dict(zip(names_in_order(spec), corner, strict=True)))
+                out = merge(spec, base, experts, **corner)
             except MergeFailed:
                 continue  # normalised coefficients that are all 0
             assert out.isfinite().all(), corner
             finite += 1
-        assert finite >= len(list(itertools.product(*options))) / 2
+        assert finite >= len(corners(spec)) / 2
 
 
 @every_method
@@ -296,8 +291,8 @@ def test_one_expert_in_full_is_that_expert(spec: MethodSpec, dtype: torch.dtype)
 @every_method
 @pytest.mark.parametrize("normalize", [False, True])
 def test_equal_experts_give_that_expert(spec: MethodSpec, normalize: bool) -> None:
-    if spec.name in ("tsv_m", *NEVER_AN_EXPERT):
-        return  # tsv_m keeps the largest directions of each, and equal experts have the same ones
+    if spec.name in ("tsv_m", "dc_merge", *NEVER_AN_EXPERT):
+        return  # the first two keep the largest directions of each, and equal experts have the same ones
     count = most(spec)
     base, experts = models(spec, (spec.needs_base, 1))
     values = whole(spec, count)
