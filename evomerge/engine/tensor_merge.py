@@ -21,6 +21,7 @@ from torch import Tensor
 
 from evomerge.engine.architecture import Slot
 from evomerge.engine.model_tensors import OpenModels
+from evomerge.engine.present_models import PresentModels
 from evomerge.errors import InvalidInput, MergeFailed, Problem, UserError
 from evomerge.methods.base import MergeMethod, MethodSpec, TensorContext, Value
 from evomerge.methods.catalogue import get_spec, load_method
@@ -129,6 +130,7 @@ class TensorMerger:
         self._candidate = 0
         self._plans: dict[int, MergePlan] = {}  # by id of the node, which its plan keeps alive
         self._key_numbers: dict[Any, int] = {}
+        self._present: PresentModels | None = None  # where some model holds only a part of the tensors
 
     def start_candidate(self, root: Node) -> None:
         """Look up the methods of a new recipe and forget the plans of the last one.
@@ -140,6 +142,9 @@ class TensorMerger:
         self._plans = {}
         self.not_kept = set()
         self._add_plans(root)
+        self._present = PresentModels(root, self.models.absent) if self.models.is_partial else None
+        for node in () if self._present is None else self._present.roots:
+            self._add_plans(node)
 
     def pending(self, node: Node, slot: Slot) -> PendingTensor:
         """Prepare one tensor, from memory when an earlier candidate did the same.
@@ -147,6 +152,7 @@ class TensorMerger:
         Raises:
             MergeFailed: hyperparameters are not finite.
         """
+        node = self._node(node, slot)
         if isinstance(node, Source):
             return PendingTensor(slot, ("source", node), node)
         plan = self._plans[id(node)]
@@ -162,6 +168,7 @@ class TensorMerger:
 
     def is_prepared(self, node: Node, slot: Slot) -> bool:
         """Whether ``pending`` has nothing to prepare that could be kept."""
+        node = self._node(node, slot)
         if isinstance(node, Source):
             return True
         plan = self._plans[id(node)]
@@ -185,6 +192,9 @@ class TensorMerger:
             plan.method.apply(state, pending.values, out)
         except ValueError as error:
             raise UserError(f"recipe: {pending.node.method}, tensor {pending.slot.name}: {error}") from error
+
+    def _node(self, node: Node, slot: Slot) -> Node:
+        return node if self._present is None else self._present.node(node, slot.name)
 
     def _key(self, plan: MergePlan, structural: Mapping[str, Value], slot: Slot) -> tuple[Hashable, ...]:
         # Hashing whole nodes for every tensor would cost more than merging small ones.
@@ -276,11 +286,11 @@ class OutputDtype:
         if recipe.dtype is not None and recipe.dtype not in DTYPES:
             raise UserError(f"recipe: dtype {recipe.dtype!r} is unknown; expected one of {', '.join(DTYPES)}")
         self._dtype = None if recipe.dtype is None else DTYPES[recipe.dtype]
-        self._reference = models.get(recipe.reference)
+        self._models, self._reference = models, recipe.reference
 
     def of(self, slot: Slot) -> torch.dtype:
         """Dtype of one tensor."""
-        return self._dtype or self._reference.dtype(slot.name)
+        return self._dtype or self._models.holder(self._reference, slot.name).dtype(slot.name)
 
 
 def check_finite(sums: list[tuple[str, Tensor]]) -> None:
