@@ -167,6 +167,11 @@ def load_config(directory: Path) -> Any:
     return config
 
 
+def claims_tied(config: Any) -> bool:
+    """Whether a configuration says that the head is the token embeddings."""
+    return bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
+
+
 def _quantised(directory: Path) -> str:
     return f"{directory}: its weights are quantised; merging needs them in bfloat16, float16 or float32"
 

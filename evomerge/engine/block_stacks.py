@@ -104,7 +104,7 @@ def _size(module: nn.Module) -> int:
 
 
 def _is_composite(module: nn.Module) -> bool:
-    return sum(any(True for _ in child.parameters()) for child in module.children()) > 1
+    return sum(any(True for _ in part.parameters(recurse=False)) for part in module.modules()) > 1
 
 
 def _embeddings_name(model: nn.Module) -> str:

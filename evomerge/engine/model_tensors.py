@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from evomerge.engine.architecture import FILES_ONLY, Architecture, Slot, find_config
+from evomerge.engine.architecture import FILES_ONLY, Architecture, Slot, claims_tied, find_config
 from evomerge.engine.checkpoint import DTYPES, Checkpoint
 from evomerge.engine.fit_problems import missing_tensors, other_shapes, part_without_place, some, unconverted_tensors
 from evomerge.engine.lora import LoraAdapter
@@ -38,7 +38,7 @@ class ModelTensors:
         self.adapter = None if adapter is None else LoraAdapter(adapter)
         config = find_config(self.directory)
         self.model_type = FILES_ONLY if config is None else str(config.model_type)
-        self._claims_tied = config is not None and bool(config.get_text_config().tie_word_embeddings)
+        self._claims_tied = config is not None and claims_tied(config)
         self._layout = StoredLayout({}, {})
         self._own_names: dict[str, str] | None = None  # name in the whole model -> name in this one, of a part
         self._part: PartMap | None = None
