@@ -19,12 +19,12 @@ from evomerge.engine.model_card import model_card
 from evomerge.engine.model_tensors import ModelTensors, OpenModels
 from evomerge.engine.output_directory import check_output_dir, output_directory
 from evomerge.engine.output_plan import OutputUnit, plan_output
-from evomerge.engine.provenance import HashKind, fingerprints, merge_identity
+from evomerge.engine.provenance import HASH_KINDS, fingerprints, merge_identity
 from evomerge.engine.safetensors_header import weight_files
 from evomerge.engine.shard_writer import DEFAULT_SHARD_BYTES, ShardWriter, plan_shards
 from evomerge.engine.tensor_merge import TensorMerger, check_finite
 from evomerge.engine.tensor_threads import TensorThreads
-from evomerge.errors import MergeFailed
+from evomerge.errors import MergeFailed, UserError
 from evomerge.methods.elementwise import checked_copy
 from evomerge.recipes.recipe import Node, Recipe, Source
 from evomerge.yaml_files import format_flow
@@ -54,7 +54,7 @@ def merge_to_disk(
     progress: Progress | None = None,
     card: Mapping[str, Any] | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
-    hash_kind: HashKind = "headers",
+    hash_kind: str = "headers",
 ) -> Path:
     """Write the recipe's model as sharded safetensors with configuration, tokenizer, recipe and model card.
 
@@ -76,6 +76,8 @@ def merge_to_disk(
         UserError: the place is taken or in use, the disk is too small, or models are missing or do not fit.
         MergeFailed: merged weights are NaN or infinite.
     """
+    if hash_kind not in HASH_KINDS:
+        raise UserError(f"--hash: expected {' or '.join(HASH_KINDS)}, got {hash_kind!r}")
     out_dir = Path(out_dir)
     check_output_dir(out_dir)
     models = OpenModels(recipe.reference, recipe.sources)
@@ -185,7 +187,7 @@ def _set_dtype(config: dict[str, Any], dtype: str, only_present: bool = False) -
 
 
 def _write_recipe(
-    recipe: Recipe, models: OpenModels, directory: Path, about: tuple[str, Mapping[str, Any] | None, HashKind]
+    recipe: Recipe, models: OpenModels, directory: Path, about: tuple[str, Mapping[str, Any] | None, str]
 ) -> None:
     from evomerge.recipes.mergekit_yaml import NotExpressible, format_mergekit
     from evomerge.recipes.recipe_yaml import format_recipe

@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from evomerge.engine.safetensors_header import weight_files
 from evomerge.engine.shard_writer import Shard
 from evomerge.engine.sources import ADAPTER_WEIGHTS, fingerprint, resolve_adapter, resolve_source
 from evomerge.recipes.recipe import Merge, Node, Recipe, Source
 
-HashKind = Literal["headers", "full"]
+HASH_KINDS = ("headers", "full")
 READ_BYTES = 1 << 24
 
 
-def fingerprints(recipe: Recipe, kind: HashKind = "headers") -> dict[str, Any]:
+def fingerprints(recipe: Recipe, kind: str = "headers") -> dict[str, Any]:
     """Fingerprints of every source's weight files.
 
     Args:
@@ -66,7 +66,7 @@ def _times(source: Source) -> list[int]:
     return [path.stat().st_mtime_ns for _, path in _files(source)]
 
 
-def _describe(path: Path, kind: HashKind) -> dict[str, Any]:
+def _describe(path: Path, kind: str) -> dict[str, Any]:
     with path.open("rb") as stream:
         header = stream.read(int.from_bytes(stream.read(8), "little"))
         entries: dict[str, Any] = {

@@ -123,17 +123,17 @@ class ShardWriter:
         shard, entry = self._todo[self._next]
         assert (name, tensor.dtype, tuple(tensor.shape)) == (entry.name, entry.dtype, entry.shape), (name, entry)
         if self._open_shard is not shard:
-            self._finish_shard()
             self._stream, self._open_shard, self._checksum = (self._directory / shard.file).open("wb"), shard, 0
             self._append(shard.header)
         if entry.num_bytes:
             self._append(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         self._next += 1
+        if self._next == len(self._todo) or self._todo[self._next][0] is not shard:
+            self._finish_shard()
 
     def finish(self) -> None:
-        """Finish the last shard and write the index where there are several."""
+        """Write the index where there are several shards."""
         assert self._next == len(self._todo), "tensors were announced and not written"
-        self._finish_shard()
         if len(self._shards) > 1:
             weight_map = {entry.name: shard.file for shard in self._shards for entry in shard.entries}
             total = sum(entry.num_bytes for shard in self._shards for entry in shard.entries)
@@ -153,8 +153,8 @@ class ShardWriter:
         self._stream.write(data)
 
     def _finish_shard(self) -> None:
-        if self._stream is None or self._open_shard is None:
-            return
+        assert self._stream is not None
+        assert self._open_shard is not None
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self.close()

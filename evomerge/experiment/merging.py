@@ -10,19 +10,22 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.recipe_yaml import load_recipe
 
 
-def merge(recipe: Recipe | str | Path, out: str | Path, progress: Progress | None = None) -> Path:
+def merge(
+    recipe: Recipe | str | Path, out: str | Path, progress: Progress | None = None, hash_kind: str = "headers"
+) -> Path:
     """Write a recipe's model as a checkpoint.
 
     Args:
         recipe: a recipe, or a YAML file in evomerge's or mergekit's form.
         out: new or empty directory.
-        progress: called with (tensors done, tensors in total).
+        progress: called with (bytes written, bytes in total).
+        hash_kind: what is hashed for the sources' fingerprints in the recipe file: ``headers`` or ``full`` contents.
 
     Raises:
         UserError: the recipe, its models or the place cannot be used.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
-    return merge_to_disk(loaded, Path(out), progress)
+    return merge_to_disk(loaded, Path(out), progress, hash_kind=hash_kind)
 
 
 def as_recipe(model: str | Path) -> Recipe:

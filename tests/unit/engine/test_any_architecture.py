@@ -17,7 +17,8 @@ from evomerge.engine.model_tensors import check_models
 from evomerge.recipes.recipe import Merge, Recipe, Rule, Source
 
 TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2,
-        "vocab_size": 64, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
+        "vocab_size": 64, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2,
+        "pad_token_id": 0}  # fmt: skip
 GROUPED = {**TEXT, "num_key_value_heads": 1, "head_dim": 8}
 EXPERTS = {**GROUPED, "num_local_experts": 3, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
            "shared_expert_intermediate_size": 8, "decoder_sparse_step": 1}  # fmt: skip
@@ -27,8 +28,9 @@ TOWERS = {"text_config": {**TEXT}, "vision_config": {**VISION}, "projection_dim"
 MAMBA = {"hidden_size": 16, "num_hidden_layers": 3, "vocab_size": 64, "state_size": 4, "conv_kernel": 2}
 T5 = {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 2, "vocab_size": 64,
       "decoder_start_token_id": 0}  # fmt: skip
-LLAVA = {"text_config": {"model_type": "llama", **GROUPED}, "vision_config": {"model_type": "clip_vision_model", **VISION},
-         "image_token_id": 63, "image_seq_length": 4, "vision_feature_layer": -1}  # fmt: skip
+LLAVA = {"text_config": {"model_type": "llama", **GROUPED},
+         "vision_config": {"model_type": "clip_vision_model", **VISION}, "image_token_id": 63, "image_seq_length": 4,
+         "vision_feature_layer": -1}  # fmt: skip
 
 # class, model type, settings, blocks of each stack
 CASES: dict[str, tuple[str, str, dict[str, Any], tuple[int, ...]]] = {
@@ -166,7 +168,7 @@ def assert_equal(case: str, folder: Path, expected: Any) -> None:
     loaded = load(case, folder)
     theirs = dict(expected.named_parameters())
     for name, parameter in loaded.named_parameters():
-        torch.testing.assert_close(parameter, theirs[name], rtol=1e-6, atol=1e-6, msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(parameter, theirs[name], rtol=1e-6, atol=1e-6)
     ours, wanted = outputs(loaded), outputs(expected)
     assert ours
     for one, other in zip(ours, wanted, strict=True):
