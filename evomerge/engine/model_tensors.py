@@ -44,6 +44,7 @@ class ModelTensors:
         self._part: PartMap | None = None
         self._architecture: Architecture | None = None  # whose names the layout has
         self.absent: frozenset[str] = frozenset()
+        self.wide_adapter = False  # whether tensors that the adapter changes are given in fp32, unrounded
 
     def bind(self, architecture: Architecture) -> None:
         """Find every slot and buffer of an architecture among the stored names."""
@@ -151,7 +152,7 @@ class ModelTensors:
             stored = {name: self.checkpoint.tensor(name) for name in group.stored}
             tensor = group.convert(self._architecture.model, stored)[own]
         if self.adapter is not None:
-            return self.adapter.bake(self._adapter_name(own), tensor)
+            return self.adapter.bake(self._adapter_name(own), tensor, wide=self.wide_adapter)
         assert tensor is not None
         return tensor
 
@@ -159,6 +160,10 @@ class ModelTensors:
         """Let go of a tensor's pages."""
         for stored in self._stored(name):
             self.checkpoint.release(stored)
+
+    def adapter_name(self, name: str) -> str:
+        """Name under which the adapter changes a tensor, if it does."""
+        return self._adapter_name(self._own(name))
 
     @property
     def layout(self) -> StoredLayout:
@@ -257,6 +262,11 @@ class OpenModels:
     def file_bytes(self) -> int:
         """Bytes of all mapped files."""
         return sum(model.checkpoint.num_bytes for model in self._models.values())
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Sources of all opened models."""
+        return tuple(self._models)
 
     @property
     def num_models(self) -> int:

@@ -21,6 +21,7 @@ The own form::
     seed: 7                            # of random masks
     dtype: bfloat16                    # of the merged weights; the base's own when left out
     tokenizer: zoo:smollm2-135m        # whose tokenizer and config; the base's when left out
+    options: {output: adapter, rank: 16}                    # write a LoRA adapter instead of a model
 
 ``blocks`` is ``[first, last]``, both included, or one block. Further keys of a rule: ``component`` (attention, mlp,
 norms, embeddings, head, other, or ``regex:pattern``), ``expert``, ``contains`` (part of a tensor name),
