@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import threading
 import time
 from collections.abc import Hashable, Mapping, Sequence
@@ -20,23 +19,21 @@ import torch
 from torch import Tensor
 
 from evomerge.engine.architecture import Slot
+from evomerge.engine.merge_plan import MergePlan, Values
 from evomerge.engine.model_tensors import OpenModels
+from evomerge.engine.present_models import PresentModels
 from evomerge.engine.surveys import Surveys
 from evomerge.engine.tensor_threads import TensorThreads
-from evomerge.errors import InvalidInput, MergeFailed, Problem, UserError
-from evomerge.methods.base import MergeMethod, MethodSpec, TensorContext, Value
-from evomerge.methods.catalogue import get_spec, load_method
-from evomerge.methods.whole_model import Statistics
+from evomerge.errors import MergeFailed, UserError
+from evomerge.methods.base import TensorContext, Value
+from evomerge.methods.whole_model import Statistics, WholeModelMethod
 from evomerge.recipes.recipe import Merge, Node, Recipe, Source
-from evomerge.recipes.resolve import resolve_values
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # Preparing leaves large temporaries between small results in the heap, which glibc alone would never return.
 TRIM_EVERY_ELEMENTS = 1 << 23
 # Prepared state that no candidate used for this long makes room for another method's.
 KEEP_FOR_CANDIDATES = 8
-
-Values = Mapping[str, Value | Sequence[float]]
 
 
 @dataclass
@@ -47,61 +44,6 @@ class _Prepared:
     is_constant: bool
     num_bytes: int
     last_used: int
-
-
-class MergePlan:
-    """A merge node made ready for many tensors: method, inputs and values by tensor."""
-
-    def __init__(self, node: Merge, num_blocks: int) -> None:
-        """Look up the method.
-
-        Raises:
-            UserError: unknown method, or a number of models it cannot handle.
-        """
-        self.node = node
-        self.spec = get_spec(node.method)
-        self.method: MergeMethod = load_method(node.method)
-        self.key_number = 0
-        self.survey_number = 0
-        self.is_kept = True
-        self.statistics: Statistics = ()
-        self.experts = tuple(source for _, source in node.experts)
-        self.inputs = (*(() if node.base is None else (node.base,)), *self.experts)
-        self.expert_keys = tuple(name for name, _ in node.experts)
-        _check_models(node, self.spec)
-        self._num_blocks = num_blocks
-        self._structural = frozenset(entry.name for entry in self.spec.hyperparameters if entry.structural)
-        self._split: dict[int, tuple[Mapping[str, Any], dict[str, Value], Values]] = {}  # by id of resolved values
-
-    def values(self, slot: Slot) -> tuple[dict[str, Value], Values]:
-        """Structural and other hyperparameters of a tensor.
-
-        Raises:
-            MergeFailed: a value is NaN or infinite.
-        """
-        resolved: Mapping[str, Any] = resolve_values(self.node, slot.name, slot.block, slot.component, self._num_blocks)
-        if id(resolved) not in self._split:
-            for name, value in resolved.items():
-                numbers = value if isinstance(value, tuple) else (value,)
-                if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-                    raise MergeFailed(f"{self.node.method}: {name} is {value} for {slot.name}; expected finite numbers")
-            structural = {name: resolved[name] for name in sorted(self._structural)}
-            cheap = {name: value for name, value in resolved.items() if name not in self._structural}
-            self._split[id(resolved)] = (resolved, structural, cheap)
-        return self._split[id(resolved)][1:]
-
-    def context(self, slot: Slot, statistics: Statistics, reused: bool = True) -> TensorContext:
-        """What the method may know of a tensor."""
-        return TensorContext(
-            slot.name,
-            self.node.seed,
-            self.expert_keys,
-            reused,
-            component=slot.component,
-            block=slot.block,
-            num_blocks=self._num_blocks,
-            statistics=statistics,
-        )
 
 
 @dataclass(frozen=True)
@@ -157,6 +99,7 @@ class TensorMerger:
         self._key_numbers: dict[Any, int] = {}
         self._surveys = Surveys()
         self._threads = threads
+        self._present: PresentModels | None = None  # where some model holds only a part of the tensors
 
     def start_candidate(self, root: Node) -> None:
         """Look up the methods of a new recipe, forget the plans of the last one, and survey the model where needed.
@@ -169,13 +112,12 @@ class TensorMerger:
         self._plans = {}
         self.not_kept = set()
         self._add_plans(root)
-        for plan in self._plans.values():  # a merge's inputs come before it
-            started = time.perf_counter()
-            slots, release = self.models.architecture.slots, self.state_memory_bytes == 0
-            plan.survey_number, plan.statistics = self._surveys.of(
-                _Surveyed(self, plan), slots, self._threads, self.models.release if release else None
-            )
-            self.prepare_seconds += time.perf_counter() - started
+        self._present = PresentModels(root, self.models.absent) if self.models.is_partial else None
+        for node in () if self._present is None else self._present.roots:
+            self._add_plans(node)
+        started = time.perf_counter()
+        self._survey(root)
+        self.prepare_seconds += time.perf_counter() - started
 
     def pending(self, node: Node, slot: Slot) -> PendingTensor:
         """Prepare one tensor, from memory when an earlier candidate did the same.
@@ -183,6 +125,7 @@ class TensorMerger:
         Raises:
             MergeFailed: hyperparameters are not finite.
         """
+        node = self._node(node, slot)
         if isinstance(node, Source):
             return PendingTensor(slot, ("source", node), node)
         plan = self._plans[id(node)]
@@ -199,6 +142,7 @@ class TensorMerger:
 
     def is_prepared(self, node: Node, slot: Slot) -> bool:
         """Whether ``pending`` has nothing to prepare that could be kept."""
+        node = self._node(node, slot)
         if isinstance(node, Source):
             return True
         plan = self._plans[id(node)]
@@ -223,6 +167,9 @@ class TensorMerger:
         except ValueError as error:
             raise UserError(f"recipe: {pending.node.method}, tensor {pending.slot.name}: {error}") from error
 
+    def _node(self, node: Node, slot: Slot) -> Node:
+        return node if self._present is None else self._present.node(node, slot.name)
+
     def _key(self, plan: MergePlan, structural: Mapping[str, Value], slot: Slot) -> tuple[Hashable, ...]:
         # Hashing whole nodes for every tensor would cost more than merging small ones.
         return (plan.key_number, plan.survey_number, tuple(structural.items()), slot.name)
@@ -241,6 +188,33 @@ class TensorMerger:
         for child in plan.inputs:
             self._add_plans(child)
         self._plans[id(node)] = plan
+
+    def _survey(self, root: Node) -> None:
+        """Look over the whole model for the methods that need it; a merge's inputs first."""
+        for plan in self._plans.values():
+            if not any(plan.node is node for node in self._roots(root)):
+                if self._present is not None and isinstance(plan.method, WholeModelMethod):
+                    raise UserError(
+                        f"recipe: {plan.node.method} looks at whole models, and inside another merge every model must "
+                        "hold all tensors"
+                    )
+                self._survey_plans([plan], {})
+        plans = [self._plans[id(node)] for node in self._roots(root) if isinstance(node, Merge)]
+        of_slot = {slot.name: self._plans.get(id(self._node(root, slot))) for slot in self.models.architecture.slots}
+        if plans:
+            self._survey_plans(plans, {name: plan for name, plan in of_slot.items() if plan is not None})
+
+    def _roots(self, root: Node) -> tuple[Node, ...]:
+        return (root,) if self._present is None else self._present.roots
+
+    def _survey_plans(self, plans: Sequence[MergePlan], of_slot: Mapping[str, MergePlan]) -> None:
+        """Survey one merge, which for tensors that some models lack goes by other plans than the first."""
+        slots = [slot for slot in self.models.architecture.slots if not of_slot or slot.name in of_slot]
+        merge = _Surveyed(self, plans[0], of_slot)
+        release = self.models.release if self.state_memory_bytes == 0 else None
+        found = self._surveys.of(merge, slots, self._threads, release)
+        for plan in plans:
+            plan.survey_number, plan.statistics = found
 
     def _prepare(self, plan: MergePlan, structural: dict[str, Value], slot: Slot, reused: bool) -> _Prepared:
         started = time.perf_counter()
@@ -307,18 +281,21 @@ class TensorMerger:
 class _Surveyed:
     """A merge node as surveys see it."""
 
-    def __init__(self, merger: TensorMerger, plan: MergePlan) -> None:
-        self._merger, self._plan = merger, plan
+    def __init__(self, merger: TensorMerger, plan: MergePlan, of_slot: Mapping[str, MergePlan]) -> None:
+        self._merger, self._plan, self._of_slot = merger, plan, of_slot
         self.method, self.key_number = plan.method, plan.key_number
 
     def structural(self, slot: Slot) -> Mapping[str, Value]:
-        return self._plan.values(slot)[0]
+        return self._of(slot).values(slot)[0]
 
     def tensors(self, slot: Slot) -> tuple[Tensor | None, Sequence[Tensor]]:
-        return self._merger.inputs(self._plan, slot)
+        return self._merger.inputs(self._of(slot), slot)
 
     def context(self, slot: Slot, statistics: Statistics) -> TensorContext:
-        return self._plan.context(slot, statistics)
+        return self._of(slot).context(slot, statistics)
+
+    def _of(self, slot: Slot) -> MergePlan:
+        return self._of_slot.get(slot.name, self._plan)
 
 
 class OutputDtype:
@@ -333,11 +310,11 @@ class OutputDtype:
         if recipe.dtype is not None and recipe.dtype not in DTYPES:
             raise UserError(f"recipe: dtype {recipe.dtype!r} is unknown; expected one of {', '.join(DTYPES)}")
         self._dtype = None if recipe.dtype is None else DTYPES[recipe.dtype]
-        self._reference = models.get(recipe.reference)
+        self._models, self._reference = models, recipe.reference
 
     def of(self, slot: Slot) -> torch.dtype:
         """Dtype of one tensor."""
-        return self._dtype or self._reference.dtype(slot.name)
+        return self._dtype or self._models.holder(self._reference, slot.name).dtype(slot.name)
 
 
 def check_finite(sums: list[tuple[str, Tensor]]) -> None:
@@ -357,16 +334,3 @@ def return_free_memory() -> None:
     """Give free pages of the heap back to the system, where the C library can (glibc)."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _check_models(node: Merge, spec: MethodSpec) -> None:
-    count, where = len(node.experts), f"recipe: {node.method}"
-    problems = []
-    if spec.needs_base and node.base is None:
-        problems.append(Problem(where, "needs a base model; give `base`"))
-    if count < spec.min_experts or (spec.max_experts is not None and count > spec.max_experts):
-        upper = "" if spec.max_experts is None else f" to {spec.max_experts}"
-        wanted = f"{spec.min_experts}{upper}" if upper != f" to {spec.min_experts}" else f"exactly {spec.min_experts}"
-        problems.append(Problem(where, f"expected {wanted}{' or more' if not upper else ''} experts, got {count}"))
-    if problems:
-        raise InvalidInput(problems)

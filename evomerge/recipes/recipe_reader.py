@@ -16,8 +16,8 @@ from evomerge.yaml_files import is_finite_number
 
 MERGE_KEYS = ("method", "base", "experts", "parameters", "seed", "before", "after")
 MODIFIER_KEYS = ("method", "base", "parameters", "seed")
-ROOT_KEYS = ("dtype", "tokenizer", "options")
-SOURCE_KEYS = ("model", "revision", "adapter", "adapter_revision")
+ROOT_KEYS = ("dtype", "tokenizer", "options", "fingerprints")
+SOURCE_KEYS = ("model", "revision", "adapter", "adapter_revision", "into")
 RULE_KEYS = ("value", "blocks", "component", "expert", "contains", "outside_blocks")
 
 
@@ -54,6 +54,8 @@ class RecipeReader:
             self._problem("dtype", f"expected the name of a dtype, got {dtype!r}")
             dtype = None
         options = self._options(entries.get("options"))
+        if not isinstance(entries.get("fingerprints", {}), Mapping):  # a record of the sources, no part of the recipe
+            self._problem("fingerprints", f"expected a mapping of sources, got {entries['fingerprints']!r}")
         return None if model is None else Recipe(model, dtype, tokenizer, options)
 
     def source(self, value: Any, key: str) -> Source | None:
@@ -72,7 +74,7 @@ class RecipeReader:
             self._problem(f"{key}.model", "missing; it is required")
         if wrong or not model:
             return None
-        return Source(model, value.get("revision"), value.get("adapter"), value.get("adapter_revision"))
+        return Source(model, **{name: value.get(name) for name in SOURCE_KEYS if name != "model"})
 
     def _problem(self, key: str, message: str) -> None:
         self.problems.append((key.lstrip("."), message))
