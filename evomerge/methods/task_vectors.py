@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from evomerge.errors import UserError
 from evomerge.methods.base import MergeMethod, TensorContext, Value
 from evomerge.methods.inputs import Inputs
 
@@ -30,3 +31,13 @@ class TaskVectorMethod(MergeMethod):
     def state_bytes(self, state: Inputs) -> int:
         """Bytes of copied inputs."""
         return state.copied_bytes
+
+
+def check_one_expert(method: str, experts: Sequence[Tensor]) -> None:
+    """Check that there is a single expert.
+
+    Raises:
+        UserError: there are several, or none.
+    """
+    if len(experts) != 1:
+        raise UserError(f"{method} merges a base and one expert, got {len(experts)} experts; nest merges for more")

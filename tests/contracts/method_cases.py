@@ -17,6 +17,7 @@ SHAPE = (23, 31)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 BASE_IS_OPTIONAL = ("nuslerp", "multislerp")
+COMPRESSORS = ("bitdelta", "tswitch")  # store an expert in fewer bits, and no expert comes out as it was
 
 
 class Recorder(Mapping[str, Any]):
@@ -97,7 +98,9 @@ def others(spec: MethodSpec, count: int) -> dict[str, Any]:
 
 
 def context(count: int, seed: int = 0, **others: Any) -> TensorContext:
-    return TensorContext("model.layers.0.mlp.up_proj.weight", seed, tuple(f"expert{i}" for i in range(count)), **others)
+    place = {"component": "mlp", "block": 5, "num_blocks": 32}  # in a seam of layer_swap
+    keys = tuple(f"expert{i}" for i in range(count))
+    return TensorContext("model.layers.5.mlp.up_proj.weight", seed, keys, **{**place, **others})
 
 
 def merge(
@@ -124,15 +127,8 @@ def names(spec: MethodSpec) -> set[str]:
 def whole(spec: MethodSpec, count: int) -> dict[str, Any]:
     """Values under which the merge of equal experts, or of one, is that expert."""
     exact: dict[str, Any] = {"coefficient": [1.0 / count] * count, "density": [1.0] * count, "lambda": 1.0}
-    exact |= {
-        "t": 1.0,
-        "min_agreement": 1,
-        "iqr_factor": -1e6,
-        "isotropy": 0.0,
-        "eta": 100.0,
-        "common_share": 1.0,
-        "keep": 1.0,
-    }
+    exact |= {"t": 1.0, "min_agreement": 1, "iqr_factor": -1e6, "isotropy": 0.0, "eta": 100.0, "common_share": 1.0}
+    exact |= {"keep": 1.0, "seam_weight": 1.0}
     if spec.name in ("consensus", "consensus_ties"):
         exact["lambda"] = 1.0 / count  # they add task vectors up
     if spec.name in ("wudi", "wudi2"):
