@@ -29,7 +29,20 @@ TASK_VECTOR_SPECS = (
     MethodSpec(
         "ties",
         "Trim to the largest entries, elect signs, merge what agrees",
-        (coefficient(0.0, 1.0), density(0.2), normalize(True, AGREEING_COEFFICIENTS), lambda_(0.3, 2.0)),
+        (
+            coefficient(0.0, 1.0),
+            density(0.2),
+            Hyperparameter(
+                "merge_func",
+                "merge",
+                "choice",
+                "mean",
+                choices=("mean", "sum", "max"),
+                description="what becomes of entries that agree; normalize only counts for mean",
+            ),
+            normalize(True, AGREEING_COEFFICIENTS),
+            lambda_(0.3, 2.0),
+        ),
         "evomerge.methods.ties:Ties",
         needs_base=True,
         paper="TIES-Merging (Yadav 2023)",

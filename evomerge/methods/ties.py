@@ -10,9 +10,11 @@ from torch import Tensor
 
 from evomerge.methods.base import MergeMethod, TensorContext, Value
 from evomerge.methods.cores import run_all
-from evomerge.methods.elementwise import Term, add_elected_deltas
+from evomerge.methods.elementwise import Term, add_elected_deltas, add_largest_deltas
 from evomerge.methods.inputs import Inputs, Values, read_densities, read_flag, read_number, read_numbers
 from evomerge.methods.magnitude_trim import MagnitudeRanking
+
+MERGE_FUNCS = ("mean", "sum", "max")
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,12 @@ class TiesState:
 
 
 class Ties(MergeMethod):
-    """Keep each task vector's largest entries, elect a sign per element, sum or average the entries of that sign.
+    """Keep each task vector's largest entries, elect a sign per element, merge the entries of that sign.
 
     Per tensor: the ``max(1, int(d n))`` largest entries are kept, lower flat index first among equals (exactly so up to
     65536 elements, see MagnitudeRanking). Signs are elected on weighted entries, 0 counts as plus, entries that are 0
-    never agree. Normalised, the sum is divided by the coefficients of the agreeing experts.
+    never agree. ``merge_func``: ``mean`` divides the sum of the weighted entries of that sign by the coefficients of
+    the agreeing experts, unless ``normalize`` is false, ``sum`` does not, and ``max`` takes the largest of them.
     Reference: Yadav 2023, section 4, https://arxiv.org/abs/2306.01708; scope and weights as in mergekit.
     """
 
@@ -55,7 +58,13 @@ class Ties(MergeMethod):
             if coefficients[index] != 0.0
         ]
         scale, normalize = read_number(values, "lambda"), read_flag(values, "normalize")
-        add_elected_deltas(out, state.inputs.origin, terms, scale, normalize)
+        merge_func = values["merge_func"]
+        if merge_func not in MERGE_FUNCS:
+            raise ValueError(f"merge_func must be one of {', '.join(MERGE_FUNCS)}, got {merge_func!r}")
+        if merge_func == "max":
+            add_largest_deltas(out, state.inputs.origin, terms, scale)
+        else:
+            add_elected_deltas(out, state.inputs.origin, terms, scale, normalize and merge_func == "mean")
 
     def is_constant(self, state: TiesState) -> bool:
         """Whether every expert equals the base."""

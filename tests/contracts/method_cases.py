@@ -93,6 +93,8 @@ def others(spec: MethodSpec, count: int) -> dict[str, Any]:
         if parameter.structural:
             continue
         value: Any = {"bool": not parameter.default, "int": 3}.get(parameter.kind, 0.1 * parameter.low + 0.9)
+        if parameter.kind == "choice":
+            value = parameter.choices[-1]
         found[parameter.name] = [value] * count if parameter.per == "expert" else value
     return found
 

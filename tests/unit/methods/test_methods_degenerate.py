@@ -34,6 +34,7 @@ def run(
     structural = {"rescale": rescale} if name.startswith("dare") else {}
     names = {parameter.name for parameter in SPECS[name].hyperparameters if parameter.structural}
     structural |= {key: values.pop(key) for key in sorted(names & values.keys())}
+    values = ({"merge_func": "mean"} if name == "ties" else {}) | values
     keys = tuple(f"expert{i}" for i in range(len(experts)))
     out = torch.empty_like(experts[0])
     method.apply(method.prepare(base, experts, structural, TensorContext("w", seed, keys)), values, out)
