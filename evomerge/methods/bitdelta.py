@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from evomerge.methods.base import MergeMethod, TensorContext, Value
-from evomerge.methods.elementwise import weighted_sum
 from evomerge.methods.inputs import Inputs, Values, read_number
 from evomerge.methods.spectral import one_thread
 from evomerge.methods.sweep import split, sweep
-from evomerge.methods.task_vectors import check_one_expert
+from evomerge.methods.task_vectors import check_one_expert, interpolate
 
 MODULES = {"attention": ("attention",), "mlp": ("mlp",), "both": ("attention", "mlp")}
 _PIECE = 1 << 20
@@ -70,7 +69,7 @@ class Bitdelta(MergeMethod):
         """Write the tensor."""
         multiplier, inputs = read_number(values, "multiplier"), state.inputs
         if not state.sizes:
-            weighted_sum(out, inputs.experts, [1.0])
+            interpolate(out, inputs, 1.0)
             return
         count = len(state.sizes)
         targets = [out] if out.ndim == 2 else [*out.detach()]

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from evomerge.methods.base import MergeMethod, TensorContext, Value
-from evomerge.methods.elementwise import weighted_sum
 from evomerge.methods.inputs import Inputs, Values, read_number
-from evomerge.methods.task_vectors import check_one_expert
+from evomerge.methods.task_vectors import check_one_expert, interpolate
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,7 @@ class LayerSwap(MergeMethod):
         Raises:
             ValueError: a share outside [0, 1], or a transition below 0.
         """
-        inputs, weight = state.inputs, expert_weight(values, state.block, state.num_blocks)
-        if not inputs.active:
-            weight = 0.0  # a weighted sum of equal numbers is not quite the number
-        weighted_sum(out, [inputs.origin, inputs.experts[0]], [1.0 - weight, weight])
+        interpolate(out, state.inputs, expert_weight(values, state.block, state.num_blocks))
 
     def is_constant(self, state: LayerSwapState) -> bool:
         """Whether both models are equal."""

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from evomerge.methods.base import MergeMethod, TensorContext, Value
-from evomerge.methods.elementwise import weighted_sum
 from evomerge.methods.inputs import Inputs, Values, read_number
-from evomerge.methods.task_vectors import check_one_expert
+from evomerge.methods.task_vectors import check_one_expert, interpolate
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,8 @@ class Lines(MergeMethod):
 
     def apply(self, state: LinesState, values: Values, out: Tensor) -> None:
         """Write the scaled tensor."""
-        inputs = state.inputs
         scale = read_number(values, "alpha") + read_number(values, "beta") * state.depth
-        if not inputs.active:
-            scale = 0.0
-        weighted_sum(out, [inputs.origin, inputs.experts[0]], [1.0 - scale, scale])
+        interpolate(out, state.inputs, scale)
 
     def is_constant(self, state: LinesState) -> bool:
         """Whether the expert equals the base."""

@@ -85,7 +85,7 @@ class Svc(MergeMethod):
         if alpha <= 0.0:
             raise ValueError(f"alpha must be positive, got {alpha:g}")
         if state.left is None or state.rows is None or state.amplified is None:
-            weighted_sum(out, [merged], [1.0])
+            out.copy_(merged.view(out.shape))
             return
         with one_thread():
             factors = len(state.amplified) / state.amplified.clamp_min(alpha).sum(0)

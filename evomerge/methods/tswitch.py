@@ -11,11 +11,10 @@ from torch import Tensor
 
 from evomerge.errors import MergeFailed
 from evomerge.methods.base import MergeMethod, TensorContext, Value
-from evomerge.methods.elementwise import weighted_sum
 from evomerge.methods.inputs import Inputs, Values, read_number
 from evomerge.methods.spectral import one_thread
 from evomerge.methods.sweep import sweep
-from evomerge.methods.task_vectors import check_one_expert
+from evomerge.methods.task_vectors import check_one_expert, interpolate
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Tswitch(MergeMethod):
         """Write the tensor."""
         multiplier, inputs = read_number(values, "multiplier"), state.inputs
         if state.size is None:
-            weighted_sum(out, inputs.experts, [1.0])
+            interpolate(out, inputs, 1.0)
             return
         step = multiplier * state.size
 

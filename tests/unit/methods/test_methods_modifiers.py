@@ -74,6 +74,19 @@ def test_layer_swap_weights(dtype: torch.dtype) -> None:
         assert torch.equal(run("layer_swap", base, [expert], None, outside_weight=weight), model)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_copies_are_bit_for_bit(dtype: torch.dtype) -> None:
+    base, expert = (matrix.to(dtype) for matrix in random(2, 4, 5))
+    base[0, 0] = expert[0, 0] = -0.0
+    integer = torch.int32 if dtype == torch.float32 else torch.int16
+    for block, model in ((0, expert), (4, base), (7, expert)):
+        out = run("layer_swap", base, [expert], block, bottom_share=0.25, top_share=0.25)
+        assert torch.equal(out.view(integer), model.view(integer))
+    assert torch.equal(run("lines", base, [expert]).view(integer), expert.view(integer))
+    assert torch.equal(run("lines", base, [expert], alpha=0.0).view(integer), base.view(integer))
+    assert torch.equal(run("bitdelta", base, [expert], None).view(integer), expert.view(integer))
+
+
 def test_lines_grows_with_depth() -> None:
     base, expert = random(2, 4, 5)
 
