@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.errors import UserError
 from evomerge.methods.base import MergeMethod, TensorContext, Value
 from evomerge.methods.inputs import Inputs, Values, as_rows, read_number
+from evomerge.methods.task_vectors import check_one_expert
 
 _PIECE = 1 << 20  # elements
 EPS = 1e-8
@@ -56,8 +56,7 @@ class ArceeFusion(MergeMethod):
         Raises:
             UserError: not exactly one expert.
         """
-        if len(experts) != 1:
-            raise UserError(f"arcee_fusion merges a base and one expert, got {len(experts)}; nest merges for more")
+        check_one_expert("arcee_fusion", experts)
         inputs = Inputs.check(base, experts, needs_base=True)
         columns = experts[0].shape[-1] if experts[0].dim() else 1
         rows = inputs.origin.numel() // columns if columns else 0

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from evomerge.errors import UserError, did_you_mean
 from evomerge.methods.base import MergeMethod, MethodSpec
 from evomerge.methods.model_specs import MODEL_SPECS
+from evomerge.methods.modifier_specs import MODIFIER_SPECS
 from evomerge.methods.optimised_specs import OPTIMISED_SPECS
 from evomerge.methods.own_method import load_own_spec
 from evomerge.methods.selection_specs import SELECTION_SPECS
@@ -35,6 +36,7 @@ _ALL = (
     *SPECTRAL_SPECS,
     *OPTIMISED_SPECS,
     *WHOLE_MODEL_SPECS,
+    *MODIFIER_SPECS,
 )
 SPECS: dict[str, MethodSpec] = _collect(_ALL)
 

@@ -158,6 +158,39 @@ def add_elected_deltas(out: Tensor, base: Tensor, terms: Sequence[Term], scale: 
 
 
 @torch.no_grad()
+def add_largest_deltas(out: Tensor, base: Tensor, terms: Sequence[Term], scale: float) -> None:
+    """Write ``base + scale · the largest weight · trim(expert - base) of the elected sign``, element by element.
+
+    Signs are elected as in add_elected_deltas.
+
+    Args:
+        out: any float dtype; must not share memory with base or experts.
+        base: flat ``(n,)``.
+        terms: the experts' parts; their shares do not count.
+        scale: λ.
+    """
+    if len(terms) < 2 or scale == 0.0:
+        add_deltas(out, base, terms, scale)
+        return
+    factors, scale = _factors(terms, scale)
+
+    def kernel(start: int, target: Tensor, buffers: list[Tensor], pieces: Sequence[Tensor]) -> None:
+        origin, sum_, highest, lowest, delta, scratch = buffers
+        first, *pieces = pieces
+        origin = _as_float32(first, origin)
+        for buffer in (sum_, highest, lowest):
+            buffer.zero_()
+        for term, piece, factor in zip(terms, pieces, factors, strict=True):
+            _load_delta(delta, origin, piece, term, start, scratch, factor)
+            sum_.add_(delta)
+            torch.maximum(highest, delta, out=highest)
+            torch.minimum(lowest, delta, out=lowest)
+        _store(target, origin, torch.where(sum_ >= 0.0, highest, lowest, out=delta), scale)
+
+    sweep(kernel, out, [base, *(term.expert for term in terms)], num_buffers=6)
+
+
+@torch.no_grad()
 def checked_copy(out: Tensor | None, source: Tensor) -> Tensor:
     """Write a contiguous tensor into another one of its shape, if one is given.
 

@@ -148,6 +148,7 @@ class _Knots(WholeModelMethod):
             "density": densities,
             "normalize": normalize,
             "lambda": 1.0,
+            "merge_func": "mean",
         }
         self.inner.apply(state.inner, inner, merged)
         with one_thread():

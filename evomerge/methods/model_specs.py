@@ -105,4 +105,23 @@ MODEL_SPECS = (
         paper="Model Stock (Jang 2024)",
         arxiv="2403.19522",
     ),
+    MethodSpec(
+        "layer_swap",
+        "The base with the bottom and top blocks of one expert",
+        (
+            number("bottom_share", 5 / 32, 0.0, 0.5, "fraction of the blocks, the first ones, that is the expert's"),
+            number("top_share", 2 / 32, 0.0, 0.5, "fraction of the blocks, the last ones, that is the expert's"),
+            Hyperparameter(
+                "transition_bottom", "merge", "int", 1, 0, 3, description="mixed blocks above the first ones"
+            ),
+            Hyperparameter("transition_top", "merge", "int", 1, 0, 3, description="mixed blocks below the last ones"),
+            number("seam_weight", 0.5, 0.0, 1.0, "of the expert in mixed blocks"),
+            number("outside_weight", 0.5, 0.0, 1.0, "of the expert outside the blocks"),
+        ),
+        "evomerge.methods.layer_swap:LayerSwap",
+        needs_base=True,
+        max_experts=1,
+        paper="Layer swapping (Bandarkar 2024)",
+        arxiv="2410.01335",
+    ),
 )

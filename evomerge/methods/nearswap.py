@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from evomerge.errors import UserError
 from evomerge.methods.base import TensorContext, Value
 from evomerge.methods.inputs import Inputs, Values, read_number
 from evomerge.methods.sweep import sweep
-from evomerge.methods.task_vectors import TaskVectorMethod
+from evomerge.methods.task_vectors import TaskVectorMethod, check_one_expert
 
 
 class Nearswap(TaskVectorMethod):
@@ -32,8 +31,7 @@ class Nearswap(TaskVectorMethod):
         Raises:
             UserError: not exactly one expert.
         """
-        if len(experts) != 1:
-            raise UserError(f"nearswap merges a base and one expert, got {len(experts)} experts; nest merges for more")
+        check_one_expert("nearswap", experts)
         return super().prepare(base, experts, structural, context)
 
     def apply(self, state: Inputs, values: Values, out: Tensor) -> None:

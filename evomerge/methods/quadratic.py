@@ -51,15 +51,6 @@ class Quadratic:
             raise MergeFailed("task vectors cannot be balanced: weights are NaN or infinite")
         return cls(start, curvature, slope)
 
-    def loss(self, delta: Tensor) -> float:
-        """The function less its value at the start, summed over all matrices.
-
-        Args:
-            delta: ``(..., m, n)``.
-        """
-        moved = delta - self.start
-        return float(((moved @ self.curvature + 2.0 * self.slope) * moved).sum(dtype=torch.float64))
-
     def descend(self, steps: int, rate: float) -> Tensor:
         """Δ after that many steps of Adam, ``(..., m, n)``.
 

@@ -102,7 +102,7 @@ SPECTRAL_SPECS = (
         ),
         "evomerge.methods.dc_merge:DcMerge",
         needs_base=True,
-        paper="DC-Merge (2026)",
+        paper="DC-Merge (Zhang 2026)",
         arxiv="2603.06242",
     ),
     *(

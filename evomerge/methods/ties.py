@@ -10,11 +10,13 @@ from torch import Tensor
 
 from evomerge.methods.base import TensorContext, Value
 from evomerge.methods.distribution import Distribution, add_each, task_vector_magnitudes
-from evomerge.methods.elementwise import Term, add_elected_deltas
+from evomerge.methods.elementwise import Term, add_elected_deltas, add_largest_deltas
 from evomerge.methods.inputs import Inputs, Values, read_densities, read_flag, read_number, read_numbers
 from evomerge.methods.magnitude_trim import MagnitudeTrim
 from evomerge.methods.ranked import RankedState
 from evomerge.methods.whole_model import WholeModelMethod
+
+MERGE_FUNCS = ("mean", "sum", "max")
 
 
 class Ranking(Protocol):
@@ -46,13 +48,14 @@ class TiesState:
 
 
 class Ties(WholeModelMethod):
-    """Keep each task vector's largest entries, elect a sign per element, sum or average the entries of that sign.
+    """Keep each task vector's largest entries, elect a sign per element, merge the entries of that sign.
 
     Trimmed per tensor, the ``max(1, int(d n))`` largest entries are kept, lower flat index first among equals (exactly
     so up to 65536 elements, see MagnitudeRanking). Trimmed over the whole model, as published, those that are at least
     as large as the ``int(d n)``-th (see Distribution), which leaves little of norms and biases. Signs are elected on
-    weighted entries, 0 counts as plus, entries that are 0 never agree. Normalised, the sum is divided by the
-    coefficients of the agreeing experts.
+    weighted entries, 0 counts as plus, entries that are 0 never agree. ``merge_func``: ``mean`` divides the sum of the
+    weighted entries of that sign by the coefficients of the agreeing experts, unless ``normalize`` is false, ``sum``
+    does not, and ``max`` takes the largest of them.
     Reference: Yadav 2023, section 4, https://arxiv.org/abs/2306.01708; weights as in mergekit.
     """
 
@@ -108,7 +111,13 @@ class Ties(WholeModelMethod):
             if coefficients[index] != 0.0
         ]
         scale, normalize = read_number(values, "lambda"), read_flag(values, "normalize")
-        add_elected_deltas(out, state.inputs.origin, terms, scale, normalize)
+        merge_func = values["merge_func"]
+        if merge_func not in MERGE_FUNCS:
+            raise ValueError(f"merge_func must be one of {', '.join(MERGE_FUNCS)}, got {merge_func!r}")
+        if merge_func == "max":
+            add_largest_deltas(out, state.inputs.origin, terms, scale)
+        else:
+            add_elected_deltas(out, state.inputs.origin, terms, scale, normalize and merge_func == "mean")
 
     def is_constant(self, state: TiesState) -> bool:
         """Whether every expert equals the base."""

@@ -105,11 +105,11 @@ class Wudi(DataFreeDescent):
     """``θ0 + λ Δ``, Δ going down ``Σ ‖(Δ - c_i τ_i) τ_iᵀ‖² / ‖τ_i‖²`` from ``Σ c_i τ_i``.
 
     Rows of ``τ_i`` stand for the inputs on which expert i changed its answers. The solver ``adam``, the published one,
-    takes ``steps`` steps of Adam. ``closed_form``, evomerge's variant, follows the gradient for a ``time`` exactly:
-    with ``C = Σ τ_iᵀ τ_i / ‖τ_i‖² = V Λ Vᵀ`` and g half the gradient at the start, ``Δ = Σ c_i τ_i - g V F Vᵀ``,
-    ``F = (1 - e^(-Λ time)) / Λ``, over the fraction ``directions_share`` of V with the largest Λ. Linear maps only, and
-    stacks of them matrix by matrix; ``rest`` leaves other tensors at the base, as published, or gives them λ times the
-    mean of ``c_i τ_i``. The coefficients are evomerge's.
+    takes ``steps`` steps of Adam. ``closed_form``, evomerge's variant (much like SWUDI in the code of WUDI v2), follows
+    the gradient for a ``time`` exactly: with ``C = Σ τ_iᵀ τ_i / ‖τ_i‖² = V Λ Vᵀ`` and g half the gradient at the start,
+    ``Δ = Σ c_i τ_i - g V F Vᵀ``, ``F = (1 - e^(-Λ time)) / Λ``, over the fraction ``directions_share`` of V with the
+    largest Λ. Linear maps only, and stacks of them matrix by matrix; ``rest`` leaves other tensors at the base, as
+    published, or gives them λ times the mean of ``c_i τ_i``. The coefficients are evomerge's.
     Reference: Cheng 2025, https://arxiv.org/abs/2503.08099
     """
 

@@ -36,7 +36,9 @@ class Dialect:
 DIALECT: dict[str, Dialect] = {
     "linear": Dialect({**_WEIGHT, "normalize": True}),
     "task_arithmetic": Dialect(_DELTA),
-    "ties": Dialect({**_DELTA, "density": 1.0, "normalize": True}, implied={"trim_scope": "tensor"}),
+    "ties": Dialect(
+        {**_DELTA, "density": 1.0, "normalize": True}, implied={"trim_scope": "tensor", "merge_func": "mean"}
+    ),
     "dare_linear": Dialect({**_DELTA, "density": 1.0, "rescale": True}),
     "dare_ties": Dialect({**_DELTA, "density": 1.0, "rescale": True}),
     "della_linear": Dialect(_DELLA, per_model=("weight", "density", "epsilon")),

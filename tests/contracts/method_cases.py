@@ -17,6 +17,7 @@ SHAPE = (23, 31)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 BASE_IS_OPTIONAL = ("nuslerp", "multislerp")
+COMPRESSORS = ("bitdelta", "tswitch")  # store an expert in fewer bits, and no expert comes out as it was
 
 
 class Recorder(Mapping[str, Any]):
@@ -94,12 +95,16 @@ def others(spec: MethodSpec, count: int) -> dict[str, Any]:
         if parameter.structural:
             continue
         value: Any = {"bool": not parameter.default, "int": 3}.get(parameter.kind, 0.1 * parameter.low + 0.9)
+        if parameter.kind == "choice":
+            value = parameter.choices[-1]
         found[parameter.name] = [value] * count if parameter.per == "expert" else value
     return found
 
 
 def context(count: int, seed: int = 0, **others: Any) -> TensorContext:
-    return TensorContext("model.layers.0.mlp.up_proj.weight", seed, tuple(f"expert{i}" for i in range(count)), **others)
+    place = {"component": "mlp", "block": 5, "num_blocks": 32}  # in a seam of layer_swap
+    keys = tuple(f"expert{i}" for i in range(count))
+    return TensorContext("model.layers.5.mlp.up_proj.weight", seed, keys, **{**place, **others})
 
 
 def merge(
@@ -126,15 +131,8 @@ def names(spec: MethodSpec) -> set[str]:
 def whole(spec: MethodSpec, count: int) -> dict[str, Any]:
     """Values under which the merge of equal experts, or of one, is that expert."""
     exact: dict[str, Any] = {"coefficient": [1.0 / count] * count, "density": [1.0] * count, "lambda": 1.0}
-    exact |= {
-        "t": 1.0,
-        "min_agreement": 1,
-        "iqr_factor": -1e6,
-        "isotropy": 0.0,
-        "eta": 100.0,
-        "common_share": 1.0,
-        "keep": 1.0,
-    }
+    exact |= {"t": 1.0, "min_agreement": 1, "iqr_factor": -1e6, "isotropy": 0.0, "eta": 100.0, "common_share": 1.0}
+    exact |= {"keep": 1.0, "seam_weight": 1.0}
     if spec.name in ("consensus", "consensus_ties"):
         exact["lambda"] = 1.0 / count  # they add task vectors up
     if spec.name in ("wudi", "wudi2"):
@@ -152,6 +150,9 @@ def corners(spec: MethodSpec) -> list[dict[str, Any]]:
         parameter.choices or ((False, True) if parameter.kind == "bool" else (parameter.low, parameter.high))
         for parameter in spec.hyperparameters
     ]
+    # More steps of an optimiser take long and lead nowhere else.
+    few = [name == "steps" for name in names_in_order(spec)]
+    options = [(0, 20) if is_steps else option for is_steps, option in zip(few, options, strict=True)]
     every = [dict(zip(names_in_order(spec), corner, strict=True)) for corner in itertools.product(*options)]
     step = 1 if len(every) <= 100 else len(every) // 50
     while math.gcd(step, len(every)) > 1:

@@ -6,16 +6,18 @@ P0, Pλ, P1, Pid, Pperm and Plin are the shared properties of the methods' speci
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
 
 from evomerge.errors import MergeFailed
 from evomerge.methods import cores, elementwise, sweep
-from evomerge.methods.base import MethodSpec, TensorContext
+from evomerge.methods.base import MethodSpec
 from evomerge.methods.catalogue import SPECS, load_method
 from tests.contracts.method_cases import (
     BASE_IS_OPTIONAL,
+    COMPRESSORS,
     DTYPES,
     SHAPE,
     Recorder,
@@ -32,7 +34,7 @@ from tests.contracts.method_cases import (
 )
 
 # The state of these is one merged task vector.
-ONE_FOR_ALL = ("iso_c", "iso_cts", "wudi", "wudi2", "dc_merge", "do_merging", "opcm", "doge_ta")
+ONE_FOR_ALL = ("iso_c", "iso_cts", "wudi", "wudi2", "dc_merge", "do_merging", "svc", "opcm", "doge_ta")
 # These change even a single expert, whatever their values: pcb cuts its largest and smallest entries, doge_ta gives it
 # another length.
 NEVER_AN_EXPERT = ("pcb", "doge_ta")
@@ -281,7 +283,7 @@ def test_lambda_scales_the_merged_task_vector(spec: MethodSpec) -> None:
 @every_method
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_one_expert_in_full_is_that_expert(spec: MethodSpec, dtype: torch.dtype) -> None:
-    if spec.min_experts > 1 or spec.name in NEVER_AN_EXPERT:
+    if spec.min_experts > 1 or spec.name in (*NEVER_AN_EXPERT, *COMPRESSORS):
         return
     base, experts = models(spec, (spec.needs_base or spec.name == "slerp", 1), dtype)
     out = merge(spec, base, experts, **{"t": 1.0, **whole(spec, 1)})  # P1
@@ -291,8 +293,10 @@ def test_one_expert_in_full_is_that_expert(spec: MethodSpec, dtype: torch.dtype)
 @every_method
 @pytest.mark.parametrize("normalize", [False, True])
 def test_equal_experts_give_that_expert(spec: MethodSpec, normalize: bool) -> None:
-    if spec.name in ("tsv_m", "dc_merge", *NEVER_AN_EXPERT):
-        return  # the first two keep the largest directions of each, and equal experts have the same ones
+    if spec.name in ("tsv_m", "dc_merge"):
+        return  # keep the largest directions of each, and equal experts have the same ones
+    if spec.name in (*NEVER_AN_EXPERT, *COMPRESSORS):
+        return
     count = most(spec)
     base, experts = models(spec, (spec.needs_base, 1))
     values = whole(spec, count)
@@ -314,8 +318,7 @@ def test_order_of_experts_does_not_matter(spec: MethodSpec) -> None:
         values |= structural
         per_expert = {p.name: values[p.name] for p in spec.hyperparameters if p.per == "expert"}
         moved = {name: [column[i] for i in order] for name, column in per_expert.items()}
-        keys = context(count).expert_keys
-        ctx = TensorContext(context(count).name, 0, tuple(keys[i] for i in order))
+        ctx = replace(context(count), expert_keys=tuple(context(count).expert_keys[i] for i in order))
         expected = merge(spec, base, experts, **per_expert, normalize=normalize)
         got = merge(spec, base, [experts[i] for i in order], ctx=ctx, **moved, normalize=normalize)  # Pperm
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)

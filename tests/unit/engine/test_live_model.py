@@ -117,6 +117,37 @@ def test_nested_merge_equals_two_stages_in_float32(family_of: Callable[[str], Fa
     assert_same(*states)
 
 
+def test_lines_around_a_merge_is_that_merge_with_a_growing_scale(live: LiveModel, family: Family) -> None:
+    ties = Merge("ties", family.experts, family.base, (("density", (Rule(0.5),)),))
+    scales = (("alpha", (Rule(0.25),)), ("beta", (Rule(0.5),)))
+    live.apply(Recipe(Merge("lines", (("merged", ties),), family.base, scales), dtype="float32"))
+    modified = snapshot(live)
+    growing = (Rule(0.25, blocks=(0, 1)), Rule(0.75, blocks=(1, 2)), Rule(0.25))
+    live.apply(Recipe(Merge("ties", family.experts, family.base, (*ties.parameters, ("lambda", growing))), "float32"))
+    for name, tensor in snapshot(live).items():
+        torch.testing.assert_close(modified[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_modifiers_before_and_after_a_merge(live: LiveModel, family: Family) -> None:
+    base, (math, spanish, capitals) = family.base, family.experts
+    rounded = (("math", Merge("bitdelta", (math,), base)), ("spanish", Merge("tswitch", (spanish,), base)), capitals)
+    merged = Merge("task_arithmetic", rounded, base)
+    live.apply(Recipe(Merge("svc", (("merged", merged), *family.experts), base), dtype="float32"))
+    found = snapshot(live)
+    live.apply(Recipe(merged, dtype="float32"))
+    plain = snapshot(live)
+    live.apply(Recipe(base, dtype="float32"))
+    start, damped = snapshot(live), 0
+    for name, tensor in found.items():
+        before, after = plain[name] - start[name], tensor - start[name]
+        if torch.equal(before, after):
+            assert "proj" not in name
+        else:
+            damped += 1
+            assert after.norm() < before.norm()
+    assert damped == 14  # seven linear maps in each of two blocks
+
+
 @pytest.mark.parametrize("method", ["linear", "ties"])
 def test_nan_weights_fail_and_the_next_candidate_is_right(
     method: str, live: LiveModel, family: Family, tmp_path: Path

@@ -32,6 +32,7 @@ def run(name: str, base: Tensor | None, experts: Sequence[Tensor], rescale: str 
     structural = {entry.name: entry.default for entry in SPECS[name].hyperparameters if entry.structural}
     structural |= {} if rescale is None else {"rescale": rescale}
     structural |= {key: values.pop(key) for key in sorted(structural.keys() & values.keys())}
+    values = ({"merge_func": "mean"} if name == "ties" else {}) | values
     state = method.prepare(base, experts, structural, TensorContext("w", 3, KEYS[: len(experts)]))
     out = torch.empty(SHAPE)
     method.apply(state, values, out)
@@ -88,6 +89,36 @@ def test_ties_of_other_numbers_of_experts(count: int, normalize: bool) -> None:
         "ties", base, experts, coefficient=coefficients, density=[0.3] * count, normalize=normalize, **{"lambda": 1.0}
     )
     torch.testing.assert_close(got.double(), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_ties_of_other_ways_to_merge(count: int, dtype: torch.dtype, normalize: bool) -> None:
+    base, experts = make(count, dtype)
+    coefficients, densities = [0.5, -0.25, 1.0, 0.0, 0.75][:count], [0.3, 1.0, 0.7, 0.5, 0.2][:count]
+    deltas = [
+        c * trimmed(d, density) for c, d, density in zip(coefficients, doubles(base, experts), densities, strict=True)
+    ]
+    sign = torch.where(sum(deltas) >= 0, 1.0, -1.0)
+    largest = sign * torch.stack([delta * sign for delta in deltas]).amax(0).clamp_min(0.0)
+    shared = {"coefficient": coefficients, "density": densities, "normalize": normalize, "lambda": 0.8}
+    for merge_func, merged in (("max", largest), ("sum", elected(deltas, coefficients, False))):
+        got = run("ties", base, experts, merge_func=merge_func, **shared)
+        torch.testing.assert_close(got.double(), base.double() + 0.8 * merged, rtol=0, atol=2e-6)
+
+
+def test_ties_keeps_not_a_number_and_refuses_unknown_ways_to_merge() -> None:
+    base, experts = make(3)
+    shared: dict[str, Any] = {"coefficient": [1.0] * 3, "density": [1.0] * 3, "normalize": True, "lambda": 1.0}
+    with pytest.raises(ValueError, match="merge_func must be one of mean, sum, max, got 'median'"):
+        run("ties", base, experts, merge_func="median", **shared)
+    for broken in experts:
+        keep = float(broken[3, 4])
+        broken[3, 4] = float("nan")
+        for merge_func in ("mean", "sum", "max"):
+            assert run("ties", base, experts, merge_func=merge_func, **shared).isnan().sum() == 1
+        broken[3, 4] = keep
 
 
 def masks(base: Tensor, experts: Sequence[Tensor], densities: Sequence[float]) -> list[Tensor]:

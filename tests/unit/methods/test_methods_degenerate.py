@@ -34,6 +34,7 @@ def run(
     structural = {entry.name: entry.default for entry in SPECS[name].hyperparameters if entry.structural}
     structural |= {"rescale": rescale} if name.startswith("dare") else {}
     structural |= {key: values.pop(key) for key in sorted(structural.keys() & values.keys())}
+    values = ({"merge_func": "mean"} if name == "ties" else {}) | values
     keys = tuple(f"expert{i}" for i in range(len(experts)))
     out = torch.empty_like(experts[0])
     method.apply(method.prepare(base, experts, structural, TensorContext("w", seed, keys)), values, out)

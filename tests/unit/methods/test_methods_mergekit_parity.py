@@ -39,7 +39,7 @@ def merged(method: str, count: int, values: dict[str, Any]) -> torch.Tensor:
         structural["epsilon"] = [0.15] * count
     context = TensorContext("w", 0, tuple(f"expert{index}" for index in range(count)))
     state = load_method(method).prepare(base if with_base else None, experts, structural, context)
-    out = torch.empty_like(base)
+    out, values = torch.empty_like(base), {**DIALECT[method].implied, **values}
     load_method(method).apply(state, values, out)
     return out
 

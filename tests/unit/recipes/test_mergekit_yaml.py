@@ -239,6 +239,10 @@ def test_simple_recipes_need_no_slices() -> None:
     ("merge", "expected"),
     [
         (
+            Merge("ties", E3, B, (("coefficient", (Rule(1.0),)), ("merge_func", (Rule("max"),)))),
+            "merge_func = mean",
+        ),
+        (
             Merge("linear", (("a", B), ("m", Merge("linear", E3))), None, (("coefficient", (Rule(1.0),)),)),
             "merge of merges",
         ),

@@ -1,0 +1,74 @@
+"""Modifiers: they change one task vector, that of a model before a merge, or that of a merge."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from evomerge.methods.base import Hyperparameter, MethodSpec
+from evomerge.methods.spec_parts import number
+
+_MULTIPLIER = number("multiplier", 1.0, 0.5, 1.5, "of the changes' common size")
+
+MODIFIER_SPECS = (
+    MethodSpec(
+        "lines",
+        "One task vector scaled by depth",
+        (
+            number("alpha", 1.0, 0.0, 1.0, "scale in the first block and outside the blocks"),
+            number("beta", 0.0, 0.0, 1.5, "what the last block gets beyond alpha"),
+        ),
+        "evomerge.methods.lines:Lines",
+        needs_base=True,
+        max_experts=1,
+        paper="LiNeS (Wang 2024)",
+        arxiv="2410.17146",
+    ),
+    MethodSpec(
+        "bitdelta",
+        "Signs of one task vector, at its mean size",
+        (
+            Hyperparameter(
+                "modules",
+                "merge",
+                "choice",
+                "both",
+                structural=True,
+                choices=("attention", "mlp", "both"),
+                description="whose linear maps; everything else keeps the expert's values",
+            ),
+            _MULTIPLIER,
+        ),
+        "evomerge.methods.bitdelta:Bitdelta",
+        needs_base=True,
+        max_experts=1,
+        paper="BitDelta (Liu 2024)",
+        arxiv="2402.10193",
+    ),
+    MethodSpec(
+        "tswitch",
+        "Signs of the largest changes of one task vector, at their root mean square",
+        (
+            replace(
+                number("drop", 0.5, 0.1, 0.9, "fraction of the changes of each sign that is dropped, in [0, 1)"),
+                structural=True,
+            ),
+            _MULTIPLIER,
+        ),
+        "evomerge.methods.tswitch:Tswitch",
+        needs_base=True,
+        max_experts=1,
+        paper="T-Switch (Qi 2024)",
+        arxiv="2412.00054",
+    ),
+    MethodSpec(
+        "svc",
+        "A merged model, the first, with singular values calibrated by the experts it was made of, the others",
+        (number("alpha", 1.0, 0.5, 2.0, "the least that an expert counts in a direction, above 0"),),
+        "evomerge.methods.svc:Svc",
+        needs_base=True,
+        min_experts=2,
+        ordered=True,
+        paper="Singular value calibration, SVC (Li 2026)",
+        arxiv="2602.05536",
+    ),
+)
