@@ -9,12 +9,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from evomerge.methods.count_kernels import count_upper
 from evomerge.methods.inputs import Inputs
 from evomerge.methods.sweep import split
 
 EXACT = 1 << 21  # values up to which every one is kept
 _SHIFT = 11  # bits of an fp32 number that a bin leaves out: bins are 2^-12 of their value wide
-_PIECE = 1 << 20
+_PIECE = 1 << 16  # values whose fp32 copies stay in the cache
 
 Keys = npt.NDArray[np.uint32]
 
@@ -94,13 +95,13 @@ class Distribution:
         if self._bins is None:
             self._exact.append(keys)
         else:
-            self._bins += np.bincount(keys >> _SHIFT, minlength=len(self._bins))
+            count_upper(keys, _SHIFT, self._bins)
 
     def _to_bins(self) -> None:
         if self._bins is None:
             self._bins = np.zeros(1 << (32 - _SHIFT), dtype=np.int64)
             for keys in self._exact:
-                self._bins += np.bincount(keys >> _SHIFT, minlength=len(self._bins))
+                count_upper(keys, _SHIFT, self._bins)
             self._exact = []
 
     def _count(self, size: int, largest: float) -> None:
@@ -126,8 +127,8 @@ def add_each(total: list[Distribution] | None, share: list[Distribution]) -> lis
 
 def _keys(values: Tensor) -> Keys:
     """Whole numbers in the order of the fp32 numbers; both zeros have the same."""
-    bits = (values + 0.0).contiguous().view(torch.int32).numpy().astype(np.int64)
-    return np.where(bits < 0, -1 - bits, bits + (1 << 31)).astype(np.uint32)
+    bits = (values + 0.0).view(torch.int32)
+    return (bits ^ ((bits >> 31) | -(1 << 31))).numpy().view(np.uint32)
 
 
 def _value(key: np.uint32) -> float:

@@ -14,11 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from evomerge.methods.count_kernels import select_largest
 from evomerge.methods.sweep import split
 from evomerge.methods.trim import BAND, MAGNITUDE, Rule
 
 LEVELS = 1 << 16
 _PIECE = 1 << 20
+_CACHED = 1 << 16  # elements whose fp32 copies stay in the cache
 
 
 @dataclass(frozen=True)
@@ -131,12 +133,8 @@ class MagnitudeRanking:
             key = int(self._picks[level - 1])
         else:
             count = int(self._count(np.array([level]))[0])
-            keys = self._keys() if count < self._size else None
-            if keys is None or count >= self._num_nonzero:
-                return None
-            key = _select(keys, count)
-        bits, index = -(key >> 32), key & 0xFFFFFFFF
-        return MagnitudeTrim(float(np.array(bits, dtype=np.int32).view(np.float32)), index + 1)
+            return self._select(count) if count < self._size else None
+        return _trim(-(key >> 32), key & 0xFFFFFFFF)
 
     @property
     def table_bytes(self) -> int:
@@ -152,6 +150,22 @@ class MagnitudeRanking:
         """How many entries a level keeps."""
         counts: npt.NDArray[np.int64] = level * self._size // min(self._size, LEVELS)
         return counts
+
+    def _select(self, count: int) -> MagnitudeTrim | None:
+        """What keeps exactly that many of the largest entries; None when all that are not 0."""
+        if self._base.device.type != "cpu":
+            keys = self._keys()
+            if count >= self._num_nonzero:
+                return None
+            key = int(keys.kthvalue(count).values)
+            return _trim(-(key >> 32), key & 0xFFFFFFFF)
+        magnitudes = torch.empty(self._size, dtype=torch.float32)
+        for base, expert, piece in zip(
+            *(split(whole, _CACHED) for whole in (self._base, self._expert, magnitudes)), strict=True
+        ):
+            torch.sub(piece.copy_(expert), base.float(), out=piece).abs_()
+        bits, index = select_largest(magnitudes.numpy().view(np.uint32), count)
+        return _trim(bits, index) if bits else None
 
     def _keys(self) -> Tensor:
         """One int64 for each entry; ascending order is falling magnitude, then rising flat index."""
@@ -177,10 +191,6 @@ def _sort(keys: Tensor) -> Tensor:
     return keys
 
 
-def _select(keys: Tensor, count: int) -> int:
-    """The ``count``-th smallest key."""
-    if keys.device.type != "cpu":
-        return int(keys.kthvalue(count).values)
-    values = keys.numpy()
-    values.partition(count - 1)
-    return int(values[count - 1])
+def _trim(bits: int, index: int) -> MagnitudeTrim:
+    """What keeps entries down to the one of this magnitude, given as bits of an fp32 number, at this index."""
+    return MagnitudeTrim(float(np.array(bits, dtype=np.int32).view(np.float32)), index + 1)

@@ -38,7 +38,7 @@ DOORS = {
     "optuna": ["search/optuna_samplers.py", "store/optuna_study.py"],
     "optuna_dashboard": ["store/dashboard.py"],
     "moocore": ["search/front.py"],
-    "numba": ["methods/kernels.py"],
+    "numba": ["methods/*kernels.py"],
     "datasets": ["evaluation/lm_eval_*.py"],
     "gguf": ["zoo/smollm2*.py"],
     "typer": ["cli/*.py"],

@@ -1,0 +1,69 @@
+"""Compiled loops that count and find values by their bits; used where sorting would only look for one rank.
+
+numba compiles them at first use and keeps the result on disk; all that they call is in this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Words = npt.NDArray[np.uint32]
+Counts = npt.NDArray[np.int64]
+
+_compile: Callable[..., Any] = njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
+
+
+@_compile
+def count_upper(words, shift, counts):  # type: ignore[no-untyped-def]
+    """Add one to ``counts[word >> shift]`` for every word."""
+    for index in range(words.size):
+        counts[words[index] >> np.uint32(shift)] += 1
+
+
+@_compile
+def count_lower(words, shift, upper, counts):  # type: ignore[no-untyped-def]
+    """Add one to ``counts[lower bits]`` for every word whose upper bits are ``upper``."""
+    mask = np.uint32((1 << shift) - 1)
+    for index in range(words.size):
+        if words[index] >> np.uint32(shift) == np.uint32(upper):
+            counts[words[index] & mask] += 1
+
+
+@_compile
+def find_equal(words, value, rank):  # type: ignore[no-untyped-def]
+    """Index of the ``rank``-th word, from 1, that is ``value``; -1 where there are fewer."""
+    for index in range(words.size):
+        if words[index] == np.uint32(value):
+            rank -= 1
+            if rank == 0:
+                return index
+    return -1
+
+
+def select_largest(words: Words, rank: int) -> tuple[int, int]:
+    """The word of a rank when the largest come first and equal ones in their order, and its index.
+
+    Args:
+        words: ``(n,)``, below 2^31.
+        rank: from 1 to n.
+    """
+    upper, lower = np.zeros(1 << 16, dtype=np.int64), np.zeros(1 << 15, dtype=np.int64)
+    count_upper(words, 15, upper)
+    high, rank = _ranked(upper, rank)
+    count_lower(words, 15, high, lower)
+    low, rank = _ranked(lower, rank)
+    word = high << 15 | low
+    return word, int(find_equal(words, word, rank))
+
+
+def _ranked(counts: Counts, rank: int) -> tuple[int, int]:
+    """The place that holds a rank counted from the last one, and the rank that is left within it."""
+    from_last = np.cumsum(counts[::-1])
+    position = int(np.searchsorted(from_last, rank))
+    before = int(from_last[position - 1]) if position else 0
+    return len(counts) - 1 - position, rank - before
