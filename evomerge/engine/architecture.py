@@ -1,15 +1,16 @@
 """What the tensors of a model are: their block, their component, which are tied. Found from the model itself.
 
 The model is built from its configuration on the meta device (no memory, no weights, no remote code), so there are no
-per-architecture files. Blocks are the items of the largest outermost ModuleList.
+per-architecture files. Files of no class that transformers knows tell their names and shapes themselves.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from evomerge.engine.block_stacks import Stack, module_stacks, name_stacks
+from evomerge.engine.checkpoint import Checkpoint
+from evomerge.engine.components import Components, name_component
+from evomerge.engine.stored_layout import StoredLayout, find_layout, plain_layout
 from evomerge.errors import UserError
 
-# Parts of module names between a block and its tensor, by component; the first that matches wins.
-ATTENTION_WORDS = re.compile(r"attn|attention|mixer|mamba|ssm|retention|linear_attn")
-MLP_WORDS = re.compile(r"mlp|ffn|feed_?forward|moe|expert|dense_h_to|dense_4h|fc\d|ff_")
-NORM_WORDS = re.compile(r"norm|(^|_)ln(_|\d|$)")
+FILES_ONLY = "files"  # model type of what no class is known for
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,18 @@ class Slot:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Structure of a causal language model.
+    """Structure of a model.
 
     Attributes:
-        model_type: transformers' name of the architecture.
-        num_blocks: number of blocks.
+        model_type: transformers' name of the architecture, ``files`` where it has none.
+        num_blocks: number of blocks of all stacks.
         slots: every tensor a merge writes, in model order.
-        buffers: names of persistent buffers, which are copied and never merged.
+        buffers: names of persistent buffers and of tensors of integers, which are copied and never merged.
         tied: head-like name to the name whose tensor it uses, for every pair the architecture can tie.
         is_tied: whether the pairs of ``tied`` share one tensor in this model.
-        prefix: first name part that checkpoints may leave out (``transformer.`` in old GPT-2 files).
+        optional: slots that the architecture declares a checkpoint may leave out.
+        stacks: the lists of blocks; blocks are numbered on from one to the next.
+        model: the model on the meta device, None where only the files are known.
     """
 
     model_type: str
@@ -72,44 +76,77 @@ class Architecture:
     buffers: tuple[str, ...]
     tied: tuple[tuple[str, str], ...]
     is_tied: bool
-    prefix: str
+    optional: tuple[str, ...] = ()
+    stacks: tuple[Stack, ...] = ()
+    model: nn.Module | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def by_name(self) -> dict[str, Slot]:
         """Slots by tensor name."""
         return {slot.name: slot for slot in self.slots}
 
-    def stored_name(self, name: str, stored: Container[str], use_tied: bool = True) -> str | None:
-        """The name under which a checkpoint holds a tensor of the model, None when it has none.
+    def without(self, names: frozenset[str]) -> Architecture:
+        """The same without some of its slots."""
+        slots = tuple(slot for slot in self.slots if slot.name not in names)
+        return replace(self, slots=slots, optional=tuple(name for name in self.optional if name not in names))
 
-        Args:
-            name: the tensor's name in the model.
-            stored: names in the checkpoint.
-            use_tied: whether a head that is missing may be read from the embeddings it is tied to.
+    def layout(self, checkpoint: Checkpoint) -> StoredLayout:
+        """Where the tensors of the model are in a checkpoint.
+
+        A head that is missing is read from the embeddings it is tied to.
         """
-        spellings = [name, name.removeprefix(self.prefix), self.prefix + name]
-        for spelling in spellings:
-            if spelling in stored:
-                return spelling
-        partner = dict(self.tied).get(name)
-        return self.stored_name(partner, stored, use_tied=False) if use_tied and partner else None
+        found = plain_layout(checkpoint) if self.model is None else find_layout(self.model, checkpoint)
+        for name, partner in self.tied:
+            for missing, other in ((name, partner), *(((partner, name),) if self.is_tied else ())):
+                if not found.stored_names(missing) and other in found.plain:
+                    found.plain[missing] = found.plain[other]
+        return found
 
     @staticmethod
     def of_directory(directory: Path, tie: bool | None = None) -> Architecture:
-        """Structure of the model in a directory.
+        """Structure of the model in a directory, from its configuration or, of no known class, from its files.
 
         Args:
-            directory: has the config.json.
+            directory: a model directory, or a single safetensors file.
             tie: overrides the configuration's ``tie_word_embeddings``.
 
         Raises:
-            UserError: no usable configuration, remote code, or no blocks found.
+            UserError: quantised weights, or unreadable files.
         """
-        config = load_config(directory)
+        config = find_config(directory)
+        if config is None:
+            return describe_files(Checkpoint(directory))
         if tie is not None:
             config.get_text_config().tie_word_embeddings = tie
             config.tie_word_embeddings = tie
-        return describe(build_on_meta(config, directory))
+        try:
+            model = build_on_meta(config, directory)
+        except UserError:
+            return describe_files(Checkpoint(directory))
+        return describe(model)
+
+
+def find_config(directory: Path) -> Any | None:
+    """The transformers configuration in a directory, None where there is none of a known class.
+
+    Raises:
+        UserError: the configuration is no readable JSON, or says that the weights are quantised.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        entries = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a readable configuration ({error})") from error
+    if not isinstance(entries, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(entries).__name__}")
+    if entries.get("quantization_config"):
+        raise UserError(_quantised(directory))
+    try:
+        return load_config(directory)
+    except UserError:
+        return None
 
 
 def load_config(directory: Path) -> Any:
@@ -126,8 +163,30 @@ def load_config(directory: Path) -> Any:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{directory}: transformers does not know this architecture ({reason})") from error
     if getattr(config, "quantization_config", None):
-        raise UserError(f"{directory}: its weights are quantised; merging needs them in bfloat16, float16 or float32")
+        raise UserError(_quantised(directory))
     return config
+
+
+def claims_tied(config: Any) -> bool:
+    """Whether a configuration says that the head is the token embeddings."""
+    return bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
+
+
+def _quantised(directory: Path) -> str:
+    return f"{directory}: its weights are quantised; merging needs them in bfloat16, float16 or float32"
+
+
+def model_factories(config: Any) -> tuple[Any, ...]:
+    """What can build or load the model of a configuration: the class it names, so that heads are kept, else guesses."""
+    import transformers
+
+    for name in getattr(config, "architectures", None) or ():
+        found = getattr(transformers, str(name), None)
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            wanted: Any = getattr(found, "config_class", None)
+            if wanted is None or isinstance(config, wanted):
+                return (found,)
+    return transformers.AutoModelForCausalLM, transformers.AutoModel
 
 
 def build_on_meta(config: Any, directory: Path) -> nn.Module:
@@ -136,57 +195,73 @@ def build_on_meta(config: Any, directory: Path) -> nn.Module:
     Raises:
         UserError: transformers cannot build it without remote code.
     """
-    from transformers import AutoModel, AutoModelForCausalLM
-
     problems: list[str] = []
-    for factory in (AutoModelForCausalLM, AutoModel):
+    for factory in model_factories(config):
         try:
             with torch.device("meta"):
-                model: nn.Module = factory.from_config(config, trust_remote_code=False)
+                if hasattr(factory, "from_config"):
+                    model: nn.Module = factory.from_config(config, trust_remote_code=False)
+                else:
+                    model = factory(config)
             return model
-        except (ValueError, ImportError, AttributeError, KeyError) as error:
-            problems.append(str(error).strip().splitlines()[0][:200])
+        except (
+            ValueError,
+            ImportError,
+            AttributeError,
+            KeyError,
+            TypeError,
+            RuntimeError,
+            NotImplementedError,
+        ) as error:
+            problems.append((str(error).strip() or type(error).__name__).splitlines()[0][:200])
     raise UserError(f"{directory}: transformers cannot build a {config.model_type} model: {problems[0]}")
 
 
 def describe(model: nn.Module) -> Architecture:
-    """Structure of a model, usually one on the meta device.
-
-    Raises:
-        UserError: it has no list of blocks.
-    """
-    blocks_name, blocks = _find_blocks(model)
-    components = _Components(model, blocks_name)
+    """Structure of a model, usually one on the meta device."""
+    stacks = module_stacks(model)
+    components = Components(model, stacks)
     slots = tuple(
         Slot(name, tuple(parameter.shape), *components.of(name))
         for name, parameter in model.named_parameters()
         if parameter.is_floating_point()
     )
     names = {name for name, _ in model.named_parameters()}
-    persistent = tuple(name for name in model.state_dict() if name not in names and name in dict(model.named_buffers()))
+    merged = {slot.name for slot in slots}
+    buffers = dict(model.named_buffers())
+    copied = tuple(name for name in model.state_dict() if name not in merged and (name in buffers or name in names))
     tied = dict(_tied_pairs(model))
     config: Any = model.config
     return Architecture(
         model_type=str(config.model_type),
-        num_blocks=len(blocks),
+        num_blocks=sum(stack.count for stack in stacks),
         slots=slots,
-        buffers=persistent,
+        buffers=copied,
         tied=tuple(sorted(tied.items())),
         is_tied=bool(tied) and not any(name in names for name in tied),
-        prefix=str(getattr(model, "base_model_prefix", "")) + ".",
+        optional=tuple(slot.name for slot in slots if _may_be_missing(model, slot.name)),
+        stacks=stacks,
+        model=model,
     )
 
 
-def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    modules = model.named_modules()
-    lists = [(name, module) for name, module in modules if isinstance(module, nn.ModuleList) and len(module)]
-    # A list inside a block (routed experts) may be longer than the list of blocks.
-    outermost = [
-        (name, module) for name, module in lists if not any(name.startswith(other + ".") for other, _ in lists)
-    ]
-    if not outermost:
-        raise UserError(f"{type(model).__name__}: no list of blocks found in the model")
-    return max(outermost, key=lambda entry: (sum(p.numel() for p in entry[1].parameters()), len(entry[1])))
+def describe_files(checkpoint: Checkpoint) -> Architecture:
+    """Structure of files of no known class: names and shapes as stored, blocks from the numbers in names."""
+    stacks = name_stacks(checkpoint.names)
+    slots, copied = [], []
+    for name in checkpoint.names:
+        info = checkpoint.info(name)
+        if info.is_number:
+            slots.append(Slot(name, info.shape, *name_component(stacks, name, len(info.shape))))
+        else:
+            copied.append(name)
+    count = sum(stack.count for stack in stacks)
+    return Architecture(FILES_ONLY, count, tuple(slots), tuple(copied), (), False, stacks=stacks)
+
+
+def _may_be_missing(model: nn.Module, name: str) -> bool:
+    patterns = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _tied_pairs(model: nn.Module) -> Iterator[tuple[str, str]]:
@@ -201,48 +276,3 @@ def _tied_pairs(model: nn.Module) -> Iterator[tuple[str, str]]:
         for name, partner in declared.items():
             if name in parameters and partner in parameters:
                 yield name, partner
-
-
-class _Components:
-    """Tells block and component of a parameter from the modules on its path."""
-
-    def __init__(self, model: nn.Module, blocks_name: str) -> None:
-        self._modules = dict(model.named_modules())
-        self._blocks = re.compile(re.escape(blocks_name) + r"\.(\d+)\.(.+)")
-        self._input = _weight_module(model, "get_input_embeddings")
-        self._output = _weight_module(model, "get_output_embeddings")
-
-    def of(self, name: str) -> tuple[int | None, str]:
-        """Block and component of a parameter."""
-        module = self._modules[name.rpartition(".")[0]]
-        in_block = self._blocks.fullmatch(name)
-        block = int(in_block[1]) if in_block else None
-        if block is None and module is self._input:
-            return block, "embeddings"
-        if block is None and module is self._output:
-            return block, "head"
-        words = (in_block[2] if in_block else name).split(".")
-        if "norm" in type(module).__name__.lower() or any(NORM_WORDS.search(word) for word in words[-2:]):
-            return block, "norms"
-        if block is None:
-            return block, "embeddings" if isinstance(module, nn.Embedding) else "other"
-        return block, self._inside_block(name, words[:-1])
-
-    def _inside_block(self, name: str, words: list[str]) -> str:
-        path = name.split(".")[: -len(words) - 1] if words else []
-        for word in words:
-            path.append(word)
-            for text in (word.lower(), type(self._modules[".".join(path)]).__name__.lower()):
-                if ATTENTION_WORDS.search(text):
-                    return "attention"
-                if MLP_WORDS.search(text):
-                    return "mlp"
-        return "other"
-
-
-def _weight_module(model: nn.Module, getter: str) -> nn.Module | None:
-    try:
-        module = getattr(model, getter)()
-    except (AttributeError, NotImplementedError):
-        return None
-    return module if isinstance(module, nn.Module) else None

@@ -14,7 +14,9 @@ from evomerge.errors import UserError
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }  # fmt: skip
 
 
@@ -88,6 +90,10 @@ class Checkpoint:
     def info(self, name: str) -> TensorInfo:
         """Dtype, shape and place of a tensor."""
         return self._file_of[name].infos[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Stored shape of a tensor."""
+        return self.info(name).shape
 
     def dtype(self, name: str) -> torch.dtype:
         """Stored dtype of a tensor."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evomerge.engine.architecture import Architecture, Slot, load_config
+from evomerge.engine.architecture import Architecture, Slot, load_config, model_factories
 from evomerge.engine.model_tensors import OpenModels
 from evomerge.engine.sources import resolve_source
 from evomerge.engine.tensor_merge import DTYPES, OutputDtype, PendingTensor, TensorMerger, check_finite
@@ -68,10 +68,10 @@ class LiveModel:
         self._parameters = dict(self.model.named_parameters())
         self.model_bytes = sum(p.numel() * p.element_size() for p in self._parameters.values())
         cap = _default_state_bytes(self.device) if state_memory_bytes is None else state_memory_bytes
-        self._merger = TensorMerger(self.models, self.device, cap)
-        self._scratch: dict[tuple[int, torch.dtype], Tensor] = {}  # by thread
         num_threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._threads = TensorThreads(num_threads, self.architecture)
+        self._merger = TensorMerger(self.models, self.device, cap, self._threads)
+        self._scratch: dict[tuple[int, torch.dtype], Tensor] = {}  # by thread
         self._holds: dict[str, Hashable] = {}  # parameters whose content no candidate of the same models changes
         self._upper: dict[str, Tensor] = {}  # bf16 views of fp32 parameters that hold nothing more precise
         if self.models.get(self.reference).adapter is not None or not self._loaded_as_tied:
@@ -216,17 +216,17 @@ class LiveModel:
         return self._scratch[key][: slot.num_elements].view(slot.shape)
 
     def _load(self) -> nn.Module:
-        from transformers import AutoModelForCausalLM
-
         directory = resolve_source(self.reference)
         config = load_config(directory)
+        if self.models.architecture.model is None:
+            raise UserError(f"{directory}: transformers cannot build the model, so it can be merged to disk only")
         text = config.get_text_config()
         self._loaded_as_tied = bool(text.tie_word_embeddings) == self.models.architecture.is_tied
         if not self._loaded_as_tied:
             text.tie_word_embeddings = config.tie_word_embeddings = self.models.architecture.is_tied
         try:
             with _no_progress_bar():
-                model: Any = AutoModelForCausalLM.from_pretrained(
+                model: Any = model_factories(config)[0].from_pretrained(
                     str(directory), config=config, dtype=self.dtype, local_files_only=True, trust_remote_code=False
                 )
         except (OSError, ValueError) as error:

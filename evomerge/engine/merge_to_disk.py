@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,26 +13,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evomerge.engine.architecture import FILES_ONLY
+from evomerge.engine.blame import blame
 from evomerge.engine.model_card import model_card
 from evomerge.engine.model_tensors import ModelTensors, OpenModels
-from evomerge.engine.shard_writer import (
-    DEFAULT_SHARD_BYTES,
-    ShardWriter,
-    TensorEntry,
-    atomic_directory,
-    check_output_dir,
-)
-from evomerge.engine.tensor_merge import OutputDtype, TensorMerger, check_finite
+from evomerge.engine.output_directory import check_output_dir, output_directory
+from evomerge.engine.output_plan import OutputUnit, plan_output
+from evomerge.engine.provenance import HASH_KINDS, fingerprints, merge_identity
+from evomerge.engine.safetensors_header import weight_files
+from evomerge.engine.shard_writer import DEFAULT_SHARD_BYTES, ShardWriter, plan_shards
+from evomerge.engine.tensor_merge import TensorMerger, check_finite
 from evomerge.engine.tensor_threads import TensorThreads
+from evomerge.errors import MergeFailed, UserError
 from evomerge.methods.elementwise import checked_copy
-from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.recipe import Node, Recipe, Source
+from evomerge.yaml_files import format_flow
 
 # Everything beside the weights that scoring or serving reads. Copied as it is from the recipe's reference.
 COPIED = (
     "generation_config.json", "tokenizer*.json", "tokenizer.model", "*.tiktoken", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece*.model",
-    "chat_template.jinja", "chat_template.json",
+    "chat_template.jinja", "chat_template.json", "preprocessor_config.json", "processor_config.json",
+    "video_preprocessor_config.json",
 )  # fmt: skip
+# Of models of no known class everything is copied but weights, which are merged or would not be the merged model's.
+WEIGHT_FILES = (
+    "*.safetensors", "*.index.json", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx",
+    "*.onnx_data",
+)  # fmt: skip
+
+RECIPE_NAME = "evomerge_recipe.yaml"
+MERGEKIT_NAME = "mergekit_config.yml"
 
 Progress = Callable[[int, int], None]
 
@@ -41,86 +54,115 @@ def merge_to_disk(
     progress: Progress | None = None,
     card: Mapping[str, Any] | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
+    hash_kind: str = "headers",
 ) -> Path:
     """Write the recipe's model as sharded safetensors with configuration, tokenizer, recipe and model card.
 
     The weights are bit for bit those of a live model after ``apply(recipe)``, and ``from_pretrained`` loads them.
+    A merge that was killed goes on where it was when it is started again.
 
     Args:
         recipe: what to merge.
         out_dir: new or empty; it appears complete or not at all.
-        progress: called with (tensors done, tensors in total).
+        progress: called with (bytes written, bytes in total), first with what an earlier attempt had written.
         card: further facts for the model card, see ``model_card``.
         shard_bytes: largest shard.
+        hash_kind: what is hashed for the sources' fingerprints in the recipe file: ``headers`` or ``full`` contents.
 
     Returns:
         The directory.
 
     Raises:
-        UserError: the place is taken, the disk is too small, or models are missing or do not fit.
+        UserError: the place is taken or in use, the disk is too small, or models are missing or do not fit.
         MergeFailed: merged weights are NaN or infinite.
     """
+    if hash_kind not in HASH_KINDS:
+        raise UserError(f"--hash: expected {' or '.join(HASH_KINDS)}, got {hash_kind!r}")
     out_dir = Path(out_dir)
     check_output_dir(out_dir)
     models = OpenModels(recipe.reference, recipe.sources)
-    entries = _plan(recipe, models)
-    with atomic_directory(out_dir, sum(entry.num_bytes for entry in entries)) as directory:
-        writer = ShardWriter(directory, entries, shard_bytes)
+    units = plan_output(recipe, models)
+    reference = models.get(recipe.reference)
+    entries = [entry for unit in units for entry in unit.entries]
+    shards = plan_shards(entries, shard_bytes, _stem(reference, models))
+    with output_directory(out_dir, merge_identity(recipe, shards), shards) as output:
+        writer = ShardWriter(output.path, shards, output.kept, output.record)
         try:
-            _write_weights(recipe, models, writer, progress)
+            _write_weights(recipe, models, units, writer, progress)
         finally:
             writer.close()
-        reference = models.get(recipe.reference)
-        _copy_files(reference.directory, directory)
-        _write_config(recipe, models, reference, directory)
-        _write_recipe(recipe, models, directory, out_dir.name, card)
+        _copy_files(reference, models, output.path)
+        if models.architecture.model_type != FILES_ONLY:
+            _write_config(recipe, models, reference, output.path)
+        _write_recipe(recipe, models, output.path, (out_dir.name, card, hash_kind))
     return out_dir
 
 
-def _plan(recipe: Recipe, models: OpenModels) -> list[TensorEntry]:
-    output = OutputDtype(recipe, models)
-    entries = [TensorEntry(slot.name, output.of(slot), slot.shape) for slot in models.architecture.slots]
-    reference = models.get(recipe.reference)
-    for name in models.architecture.buffers:
-        if reference.has(name):
-            buffer = reference.tensor(name)
-            entries.append(TensorEntry(name, buffer.dtype, tuple(buffer.shape)))
-    return entries
+def _stem(reference: ModelTensors, models: OpenModels) -> str:
+    """Beginning of the weight files' names: that of the reference's where no class prescribes one."""
+    if models.architecture.model_type != FILES_ONLY:
+        return "model"
+    name = weight_files(reference.directory)[0].name.removesuffix(".safetensors")
+    return re.sub(r"-\d{5}-of-\d{5}$", "", name)
 
 
-def _write_weights(recipe: Recipe, models: OpenModels, writer: ShardWriter, progress: Progress | None) -> None:
-    merger = TensorMerger(models, torch.device("cpu"), state_memory_bytes=0)
-    merger.start_candidate(recipe.model)
-    slots, reference = models.architecture.by_name, models.get(recipe.reference)
-
-    def merge(entry: TensorEntry) -> Tensor:
-        slot = slots.get(entry.name)
-        if slot is None:
-            return reference.tensor(entry.name)
-        with torch.no_grad():
-            merged = torch.empty(entry.shape, dtype=entry.dtype)
-            merger.write(merger.pending(recipe.model, slot), merged)
-            check_finite([(entry.name, checked_copy(None, merged))])
-        models.release(slot)
-        return merged
-
+def _write_weights(
+    recipe: Recipe, models: OpenModels, units: list[OutputUnit], writer: ShardWriter, progress: Progress | None
+) -> None:
     threads = TensorThreads(torch.get_num_threads(), models.architecture)
+    merger = TensorMerger(models, torch.device("cpu"), state_memory_bytes=0, threads=threads)
+    reference = models.get(recipe.reference)
+    wanted = {entry.name for entry in writer.entries}
+    total = sum(entry.num_bytes for unit in units for entry in unit.entries)
+    done = total - sum(entry.num_bytes for entry in writer.entries)
+    if progress is not None:
+        progress(done, total)
+
+    def merge(unit: OutputUnit) -> list[Tensor]:
+        if not unit.slots:
+            return [reference.tensor(unit.copied)]
+        tensors = []
+        for slot in unit.slots:
+            with torch.no_grad():
+                merged = torch.empty(slot.shape, dtype=unit.entries[0].dtype)
+                merger.write(merger.pending(recipe.model, slot), merged)
+                try:
+                    check_finite([(slot.name, checked_copy(None, merged))])
+                except MergeFailed as error:
+                    raise MergeFailed(f"{error}{blame(recipe, models, slot)}") from None
+            models.release(slot)
+            tensors.append(merged)
+        return unit.stored(tensors)
+
+    todo = [unit for unit in units if any(entry.name in wanted for entry in unit.entries)]
     try:
-        merged_tensors = threads.in_order(merge, writer.entries)
-        for done, (entry, tensor) in enumerate(zip(writer.entries, merged_tensors, strict=True), start=1):
-            writer.write(entry.name, tensor)
-            if progress is not None:
-                progress(done, len(writer.entries))
+        merger.start_candidate(recipe.model)
+        for unit, tensors in zip(todo, threads.in_order(merge, todo), strict=True):
+            for entry, tensor in zip(unit.entries, tensors, strict=True):
+                if entry.name in wanted:
+                    writer.write(entry.name, tensor)
+                    done += entry.num_bytes
+                    if progress is not None:
+                        progress(done, total)
     finally:
         threads.close()
     writer.finish()
 
 
-def _copy_files(source: Path, directory: Path) -> None:
-    for pattern in COPIED:
-        for path in sorted(source.glob(pattern)):
-            if path.is_file() and not (directory / path.name).exists():
-                shutil.copyfile(path, directory / path.name)
+def _copy_files(reference: ModelTensors, models: OpenModels, directory: Path) -> None:
+    source = reference.directory
+    if models.architecture.model_type != FILES_ONLY:
+        paths = [path for pattern in COPIED for path in sorted(source.glob(pattern))]
+    elif source.is_dir():
+        paths = [path for path in sorted(source.rglob("*")) if not any(map(path.match, WEIGHT_FILES))]
+    else:
+        paths = []
+    for path in paths:
+        target = directory / path.relative_to(source)
+        hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
+        if path.is_file() and not hidden and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
 
 
 def _write_config(recipe: Recipe, models: OpenModels, reference: ModelTensors, directory: Path) -> None:
@@ -145,18 +187,41 @@ def _set_dtype(config: dict[str, Any], dtype: str, only_present: bool = False) -
 
 
 def _write_recipe(
-    recipe: Recipe, models: OpenModels, directory: Path, title: str, card: Mapping[str, Any] | None
+    recipe: Recipe, models: OpenModels, directory: Path, about: tuple[str, Mapping[str, Any] | None, str]
 ) -> None:
     from evomerge.recipes.mergekit_yaml import NotExpressible, format_mergekit
     from evomerge.recipes.recipe_yaml import format_recipe
 
-    text = format_recipe(recipe)
-    (directory / "recipe.yaml").write_text(text)
-    try:
-        tensors = [(slot.name, slot.block, slot.component) for slot in models.architecture.slots]
-        mergekit = format_mergekit(recipe, models.architecture.num_blocks, tensors)
-    except NotExpressible:
-        pass  # the recipe says more than mergekit's dialect can
-    else:
-        (directory / "mergekit_config.yml").write_text(mergekit)
-    (directory / "README.md").write_text(model_card(recipe, text, title, card))
+    title, card, hash_kind = about
+    text, found = format_recipe(recipe), fingerprints(recipe, hash_kind)
+    lines = [f"  {format_flow(source)}: {format_flow(files)}" for source, files in found.items()]
+    kept = "\n".join([text.rstrip("\n"), "fingerprints:", *lines])
+    (directory / RECIPE_NAME).write_text(kept + "\n")
+    if len(models.architecture.stacks) < 2 or not _depends_on_blocks(recipe.model):
+        with contextlib.suppress(NotExpressible):  # where the recipe says more than mergekit's dialect can
+            tensors = [(slot.name, slot.block, slot.component) for slot in models.architecture.slots]
+            mergekit = format_mergekit(recipe, models.architecture.num_blocks, tensors)
+            (directory / MERGEKIT_NAME).write_text(mergekit)
+    (directory / "README.md").write_text(
+        model_card(recipe, text, title, {**(card or {}), "fingerprints": _short(found)})
+    )
+
+
+def _short(found: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        f"`{source}`": ", ".join(
+            f"{name} {entry.get('sha256', entry['header_sha256'])[:16]}" for name, entry in files.items()
+        )
+        for source, files in found.items()
+    }
+
+
+def _depends_on_blocks(node: Node) -> bool:
+    """Whether values differ between blocks, which mergekit numbers from 0 in every stack."""
+    if isinstance(node, Source):
+        return False
+    rules = [rule for _, rules in node.parameters for rule in rules]
+    if any(rule.blocks is not None or rule.outside_blocks or isinstance(rule.value, tuple) for rule in rules):
+        return True
+    inner = [expert for _, expert in node.experts] + ([] if node.base is None else [node.base])
+    return any(_depends_on_blocks(child) for child in inner)

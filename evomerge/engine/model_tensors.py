@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from evomerge.engine.architecture import Architecture, Slot, load_config
+from evomerge.engine.architecture import FILES_ONLY, Architecture, Slot, claims_tied, find_config
 from evomerge.engine.checkpoint import DTYPES, Checkpoint
+from evomerge.engine.fit_problems import missing_tensors, other_shapes, part_without_place, some, unconverted_tensors
 from evomerge.engine.lora import LoraAdapter
+from evomerge.engine.model_parts import PartMap, map_part, part_names
 from evomerge.engine.sources import resolve_adapter, resolve_source
+from evomerge.engine.stored_layout import StoredLayout
 from evomerge.errors import InvalidInput, Problem, UserError
 from evomerge.recipes.recipe import Source
 
-MAX_LISTED = 3
+_logger = logging.getLogger(__name__)
 
 
 class ModelTensors:
@@ -31,81 +36,139 @@ class ModelTensors:
         self.checkpoint = Checkpoint(self.directory)
         adapter = resolve_adapter(source)
         self.adapter = None if adapter is None else LoraAdapter(adapter)
-        config = load_config(self.directory)
-        self.model_type = str(config.model_type)
-        self._claims_tied = bool(config.get_text_config().tie_word_embeddings)
-        self._names: dict[str, str | None] = {}  # name in the model -> name on disk
+        config = find_config(self.directory)
+        self.model_type = FILES_ONLY if config is None else str(config.model_type)
+        self._claims_tied = config is not None and claims_tied(config)
+        self._layout = StoredLayout({}, {})
+        self._own_names: dict[str, str] | None = None  # name in the whole model -> name in this one, of a part
+        self._part: PartMap | None = None
+        self._architecture: Architecture | None = None  # whose names the layout has
+        self.absent: frozenset[str] = frozenset()
+        self.wide_adapter = False  # whether tensors that the adapter changes are given in fp32, unrounded
 
     def bind(self, architecture: Architecture) -> None:
         """Find every slot and buffer of an architecture among the stored names."""
-        names = (*(slot.name for slot in architecture.slots), *architecture.buffers)
-        self._names = {name: architecture.stored_name(name, self.checkpoint) for name in names}
+        self._architecture, self._own_names, self._part = architecture, None, None
+        absent: list[str] = []
+        if self.source.into is not None:
+            self._architecture = self._as_part
+            self._part = map_part(architecture, self._as_part, self.source.into)
+            self._own_names = self._part.own_names
+            outside = {*self._own_names, *self._part.missing}
+            absent = [slot.name for slot in architecture.slots if slot.name not in outside]
+        self._layout = self._architecture.layout(self.checkpoint)
+        absent += [name for name in architecture.optional if not self.has(name)]
+        self.absent = frozenset(absent)
+
+    @cached_property
+    def _as_part(self) -> Architecture:
+        return Architecture.of_directory(self.directory)
 
     def is_tied(self, architecture: Architecture) -> bool:
         """Whether head and embeddings are one tensor in this model."""
         # An adapter on the head alone leaves the embeddings as they are.
-        own_head = any(name in self._adapter_names() for name, _ in architecture.tied)
-        return self._claims_tied and not own_head
+        tied = architecture.tied if self.source.into is None else self._as_part.tied
+        own_head = any(name in self._adapter_names() for name, _ in tied)
+        claims = self._claims_tied if self.source.into is None else self._as_part.is_tied
+        return claims and not own_head
 
     def problems(self, architecture: Architecture) -> list[str]:
         """Why this model cannot be merged on that architecture, empty when it can."""
-        missing, shapes, dtypes = [], [], []
+        missing: list[str] = []
+        shapes: list[tuple[Slot, tuple[int, ...]]] = []
+        dtypes: list[str] = []
+        broken: list[tuple[str, str]] = []
         for slot in architecture.slots:
-            if self._names[slot.name] is None and not self._is_replaced(slot.name):
+            if slot.name in self.absent:
+                continue
+            if not self.has(slot.name):
                 missing.append(slot.name)
+                continue
+            group = self._layout.converted.get(self._own(slot.name))
+            if group is not None and group.problem:
+                broken.append((slot.name, group.problem))
                 continue
             if self.shape(slot) != slot.shape:
                 shapes.append((slot, self.shape(slot)))
-            stored = self._names[slot.name]
-            if stored is not None and not self.checkpoint.info(stored).is_float:
-                dtypes.append(f"{slot.name} ({self.checkpoint.info(stored).dtype})")
+            odd = [name for name in self._stored(slot.name) if not self.checkpoint.info(name).is_float]
+            dtypes.extend(f"{name} ({self.checkpoint.info(name).dtype})" for name in odd[:1])
         found = []
+        if broken:
+            found.append(unconverted_tensors([name for name, _ in broken], broken[0][1]))
         if missing:
-            found.append(self._missing(missing, architecture))
+            found.append(missing_tensors(missing, architecture, self.model_type, self._others(architecture)))
         if shapes:
-            found.append(self._other_shapes(shapes, architecture))
+            found.append(other_shapes(shapes, architecture, self.model_type))
         if dtypes:
-            found.append(f"weights are stored as integers or 8-bit floats, which cannot be merged: {_some(dtypes)}")
-        unknown = self._adapter_names() - set(architecture.by_name) - _tied(architecture)
+            found.append(f"weights are stored as integers or 8-bit floats, which cannot be merged: {some(dtypes)}")
+        if self._part is not None and self._part.unused:
+            known = part_names(architecture)
+            found.append(part_without_place(str(self.source.into), self._part.unused, known))
+        bound = self._architecture or architecture
+        unknown = self._adapter_names() - set(bound.by_name) - _tied(bound)
         if unknown:
-            found.append(f"its adapter changes tensors the model does not have: {_some(sorted(unknown))}")
+            found.append(f"its adapter changes tensors the model does not have: {some(sorted(unknown))}")
         return found
 
     def shape(self, slot: Slot) -> tuple[int, ...]:
         """Shape of a slot's tensor in this model."""
-        stored = self._names[slot.name]
-        shape = slot.shape if stored is None else self.checkpoint.info(stored).shape
-        return shape if self.adapter is None else self.adapter.shape(self._adapter_name(slot.name), shape)
+        own = self._own(slot.name)
+        shape = slot.shape
+        if own in self._layout.plain:
+            shape = self.checkpoint.info(self._layout.plain[own]).shape
+        elif own in self._layout.converted:
+            shape = self._layout.converted[own].shapes[own]
+        return shape if self.adapter is None else self.adapter.shape(self._adapter_name(own), shape)
 
     def dtype(self, name: str) -> torch.dtype:
         """Dtype of a tensor; a tensor changed by an adapter keeps the base model's."""
-        stored = self._names[name]
-        if stored is not None:
-            return self.checkpoint.dtype(stored)
+        stored = self._stored(name)
+        if stored:
+            return self.checkpoint.dtype(stored[0])
         assert self.adapter is not None
-        return self.adapter.bake(name, None).dtype
+        return self.adapter.bake(self._own(name), None).dtype
 
     def has(self, name: str) -> bool:
         """Whether the model holds a tensor of that name."""
-        return self._names.get(name) is not None or self._is_replaced(name)
+        return bool(self._stored(name)) or self._is_replaced(name)
 
     def is_mapped(self, name: str) -> bool:
         """Whether the tensor is a view of the file, so that holding it costs no memory of our own."""
-        return self.adapter is None or self._adapter_name(name) not in self.adapter.names
+        own = self._own(name)
+        if self.adapter is not None and self._adapter_name(own) in self.adapter.names:
+            return False
+        return own in self._layout.plain
 
     def tensor(self, name: str) -> Tensor:
         """The tensor, on the CPU, in its stored dtype; do not write to it."""
-        stored = self._names[name]
-        tensor = None if stored is None else self.checkpoint.tensor(stored)
+        own = self._own(name)
+        tensor: Tensor | None = None
+        if own in self._layout.plain:
+            tensor = self.checkpoint.tensor(self._layout.plain[own])
+        elif own in self._layout.converted:
+            group = self._layout.converted[own]
+            assert self._architecture is not None
+            assert self._architecture.model is not None
+            stored = {name: self.checkpoint.tensor(name) for name in group.stored}
+            tensor = group.convert(self._architecture.model, stored)[own]
         if self.adapter is not None:
-            return self.adapter.bake(self._adapter_name(name), tensor)
+            return self.adapter.bake(self._adapter_name(own), tensor, wide=self.wide_adapter)
         assert tensor is not None
         return tensor
 
     def release(self, name: str) -> None:
         """Let go of a tensor's pages."""
-        if stored := self._names[name]:
+        for stored in self._stored(name):
             self.checkpoint.release(stored)
+
+    def adapter_name(self, name: str) -> str:
+        """Name under which the adapter changes a tensor, if it does."""
+        return self._adapter_name(self._own(name))
+
+    @property
+    def layout(self) -> StoredLayout:
+        """Where the tensors are on disk."""
+        return self._layout
 
     @property
     def stored_dtype(self) -> torch.dtype:
@@ -117,43 +180,36 @@ class ModelTensors:
                 sizes[info.dtype] = sizes.get(info.dtype, 0) + info.num_bytes
         return DTYPES[max(sorted(sizes), key=lambda dtype: sizes[dtype])] if sizes else torch.float32
 
-    def _adapter_name(self, name: str) -> str:
+    def _own(self, name: str) -> str:
+        return name if self._own_names is None else self._own_names.get(name, "")
+
+    def _stored(self, name: str) -> tuple[str, ...]:
+        return self._layout.stored_names(self._own(name))
+
+    def _adapter_name(self, own: str) -> str:
         # A head that is read from the embeddings takes the embeddings' update with it.
-        stored = self._names[name]
         assert self.adapter is not None
-        return name if name in self.adapter.names or stored not in self.adapter.names else str(stored)
+        assert self._architecture is not None
+        if own in self.adapter.names:
+            return own
+        plain = self._layout.plain
+        for pair in self._architecture.tied:
+            if own in pair:
+                partner = pair[1 - pair.index(own)]
+                if partner in self.adapter.names and own in plain and plain[own] == plain.get(partner):
+                    return partner
+        return own
 
     def _adapter_names(self) -> frozenset[str]:
         return frozenset() if self.adapter is None else self.adapter.names
 
     def _is_replaced(self, name: str) -> bool:
-        return self.adapter is not None and self.adapter.replaces(name)
+        return self.adapter is not None and self.adapter.replaces(self._own(name))
 
-    def _missing(self, missing: list[str], architecture: Architecture) -> str:
-        count = f"{len(missing)} of {len(architecture.slots)} tensors"
-        text = f"lacks {count} of the {architecture.model_type} model: {_some(missing)}."
-        if self.model_type != architecture.model_type:
-            return f"{text} It is a {self.model_type} model; all models of a merge need one architecture."
-        used = set(self._names.values())
-        others = [name for name in self.checkpoint.names if name not in used]
-        if any("expert" in name or "moe" in name for name in missing) and others:
-            return (
-                f"{text} The files hold them under other names ({_some(others)}) that transformers converts while "
-                "loading; merging such models (mixtures of experts) is not supported yet."
-            )
-        return f"{text} Is it a complete model of the same size?"
-
-    def _other_shapes(self, shapes: list[tuple[Slot, tuple[int, ...]]], architecture: Architecture) -> str:
-        listed = _some([f"{slot.name} is {_shape(shape)}, expected {_shape(slot.shape)}" for slot, shape in shapes])
-        vocabulary = [(slot, shape) for slot, shape in shapes if slot.is_vocabulary and slot.shape[1:] == shape[1:]]
-        if len(vocabulary) == len(shapes):
-            slot, shape = vocabulary[0]
-            return (
-                f"{listed}. Only the vocabulary differs: {shape[0]} tokens, expected {slot.shape[0]}. Resize its "
-                "embeddings to the same tokens (resize_token_embeddings), or choose models that share a tokenizer."
-            )
-        hint = "" if self.model_type == architecture.model_type else f" It is a {self.model_type} model."
-        return f"{listed}.{hint} All models of a merge need the same sizes; are they fine-tunes of one base model?"
+    def _others(self, architecture: Architecture) -> list[str]:
+        used = {stored for slot in architecture.slots for stored in self._stored(slot.name)}
+        used.update(stored for name in architecture.buffers for stored in self._stored(name))
+        return [name for name in self.checkpoint.names if name not in used]
 
 
 class OpenModels:
@@ -208,6 +264,11 @@ class OpenModels:
         return sum(model.checkpoint.num_bytes for model in self._models.values())
 
     @property
+    def sources(self) -> tuple[Source, ...]:
+        """Sources of all opened models."""
+        return tuple(self._models)
+
+    @property
     def num_models(self) -> int:
         """Number of opened models."""
         return len(self._models)
@@ -217,12 +278,42 @@ class OpenModels:
         for model in self._models.values():
             model.release(slot.name)
 
+    def holder(self, reference: Source, name: str) -> ModelTensors:
+        """The reference, or where it lacks a tensor the first model that has it."""
+        return next(model for model in (self.get(reference), *self._models.values()) if model.has(name))
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether some model holds only a part of the tensors."""
+        return any(model.absent for model in self._models.values())
+
+    @property
+    def absent(self) -> dict[str, tuple[Source, ...]]:
+        """Tensor name to the models without it, for tensors that some model lacks."""
+        found: dict[str, tuple[Source, ...]] = {}
+        for slot in self.architecture.slots:
+            sources = tuple(source for source, model in self._models.items() if slot.name in model.absent)
+            if sources:
+                found[slot.name] = sources
+        return found
+
     def _find_architecture(self) -> Architecture:
         reference = self._models[self.reference]
+        if self.reference.into is not None:
+            raise UserError(
+                f"model {self.reference} is a part of a model and cannot lend the architecture. Give the whole model "
+                "as `base`, as the first expert, or as `tokenizer`."
+            )
         architecture = Architecture.of_directory(reference.directory)
         # One untied model makes the merged model untied: its head is a tensor of its own.
         if architecture.is_tied and not all(model.is_tied(architecture) for model in self._models.values()):
-            return Architecture.of_directory(reference.directory, tie=False)
+            architecture = Architecture.of_directory(reference.directory, tie=False)
+        for model in self._models.values():
+            model.bind(architecture)
+        nowhere = [slot.name for slot in architecture.slots if not any(m.has(slot.name) for m in self._models.values())]
+        if 0 < len(nowhere) < len(architecture.slots):
+            _logger.warning("no model has %s; the merged model will not have it either", some(nowhere))
+            return architecture.without(frozenset(nowhere))
         return architecture
 
     def _check(self, models: Iterable[ModelTensors]) -> None:
@@ -248,12 +339,3 @@ def check_models(sources: Sequence[Source]) -> Architecture:
 
 def _tied(architecture: Architecture) -> set[str]:
     return {name for pair in architecture.tied for name in pair}
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = len(names) - MAX_LISTED
-    return ", ".join(names[:MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "[" + ", ".join(map(str, shape)) + "]"

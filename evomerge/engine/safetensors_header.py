@@ -12,10 +12,12 @@ from evomerge.errors import UserError
 
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-    "F8_E4M3": 1, "F8_E5M2": 1,
+    "U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
 }  # fmt: skip
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
-INDEX_NAME = "model.safetensors.index.json"
+INDEX_ENDING = ".safetensors.index.json"
+INDEX_NAME = "model" + INDEX_ENDING
+MAIN_FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 MAX_HEADER_BYTES = 100_000_000
 
 
@@ -37,6 +39,11 @@ class TensorInfo:
     def is_float(self) -> bool:
         """Whether merging can handle the stored dtype."""
         return self.dtype in FLOAT_DTYPES
+
+    @property
+    def is_number(self) -> bool:
+        """Whether the stored dtype is a float of any width, so that the tensor is one to merge."""
+        return self.is_float or self.dtype.startswith("F")
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -78,22 +85,49 @@ def weight_files(directory: Path) -> list[Path]:
     Raises:
         UserError: there is none, or a shard named in the index is missing; says how to convert pickled weights.
     """
-    index = directory / INDEX_NAME
-    if index.is_file():
-        try:
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{index}: not a readable index of shards ({error})") from error
-        if missing := [shard for shard in shards if not (directory / shard).is_file()]:
-            raise UserError(f"{directory}: shards named in {INDEX_NAME} are missing: {', '.join(missing)}")
-        return [directory / shard for shard in shards]
-    single = directory / "model.safetensors"
-    if single.is_file():
-        return [single]
+    if directory.is_file():
+        return [directory]
+    index = _find_index(directory)
+    if index is not None:
+        return _shards_of(index)
+    for name in MAIN_FILES:
+        if (directory / name).is_file():
+            return [directory / name]
     found = sorted(directory.glob("*.safetensors"))
     if len(found) == 1 and not found[0].name.startswith("adapter"):
         return found
     raise UserError(_no_weights(directory, found))
+
+
+def _find_index(directory: Path) -> Path | None:
+    if (directory / INDEX_NAME).is_file():
+        return directory / INDEX_NAME
+    if any((directory / name).is_file() for name in MAIN_FILES):
+        return None
+    found = sorted(directory.glob("*" + INDEX_ENDING))
+    return found[0] if len(found) == 1 else None
+
+
+def _shards_of(index: Path) -> list[Path]:
+    try:
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if not shards or not all(isinstance(shard, str) for shard in shards):
+            raise ValueError("its weight_map names no files")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{index}: not a readable index of shards ({error or type(error).__name__}). Download it again."
+        ) from error
+    # A name from a file must not lead out of the folder; links are followed, hub caches are made of them.
+    if outside := [shard for shard in shards if Path(shard).name != shard or shard in ("", ".", "..")]:
+        raise UserError(
+            f"{index}: names files outside its folder ({', '.join(map(repr, outside[:3]))}); expected plain file "
+            "names. Do not use this checkpoint unless you know why."
+        )
+    if missing := [shard for shard in shards if not (index.parent / shard).is_file()]:
+        raise UserError(
+            f"{index.parent}: shards named in {index.name} are missing: {', '.join(missing[:3])}. Download them again."
+        )
+    return [index.parent / shard for shard in shards]
 
 
 def _no_weights(directory: Path, found: list[Path]) -> str:

@@ -15,6 +15,7 @@ from evomerge.errors import UserError
 from evomerge.recipes.recipe import Source
 
 ZOO_PREFIX = "zoo:"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Only what merging and scoring read; pickled weights are never asked for.
 HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
@@ -49,6 +50,8 @@ class SourceStatus:
 
 def resolve_source(source: Source) -> Path:
     """Directory of the source's model (without its adapter), downloaded from the hub if that is allowed.
+
+    A single safetensors file stands for itself.
 
     Raises:
         UserError: it is not there, has only pickled weights, or the hub cannot be used.
@@ -111,7 +114,7 @@ def _resolve(name: str, revision: str | None, role: Role) -> Path:
 
         return locate(name.removeprefix(ZOO_PREFIX))
     path = Path(name).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and path.suffix == ".safetensors" and role == "model"):
         _check_complete(path, role)
         return path
     if _looks_local(name):
@@ -133,7 +136,7 @@ def _describe(source: Source, name: str, revision: str | None, role: Role) -> So
         except UserError as error:
             return SourceStatus(source, "missing", str(error))
     path = Path(name).expanduser()
-    if path.is_dir() or _looks_local(name):
+    if path.exists() or _looks_local(name):
         try:
             return SourceStatus(source, "local", f"in {path}", _resolve(name, revision, role))
         except UserError as error:
@@ -154,7 +157,8 @@ def _looks_local(name: str) -> bool:
 def _not_there(name: str, role: Role) -> str:
     path = Path(name).expanduser()
     if path.is_file():
-        return f"{role} {name!r}: expected a directory, got a file. Give the directory with config.json in it."
+        expected = "a directory or a .safetensors file" if role == "model" else "a directory"
+        return f"{role} {name!r}: expected {expected}, got another file. Give the directory with config.json in it."
     return f"{role} {name!r}: no such directory ({path.absolute()})"
 
 
@@ -162,15 +166,13 @@ def _check_complete(directory: Path, role: Role) -> None:
     if role == "adapter":
         if not (directory / "adapter_config.json").is_file():
             raise UserError(f"{directory}: not a LoRA adapter (no adapter_config.json)")
-        if not (directory / "adapter_model.safetensors").is_file():
+        if not (directory / ADAPTER_WEIGHTS).is_file():
             raise UserError(
-                f"{directory}: no adapter_model.safetensors. Pickled adapters are not read; save the adapter again "
+                f"{directory}: no {ADAPTER_WEIGHTS}. Pickled adapters are not read; save the adapter again "
                 "with save_pretrained(..., safe_serialization=True)"
             )
         return
     weight_files(directory)
-    if not (directory / "config.json").is_file():
-        raise UserError(f"{directory}: no config.json, so the model's architecture is unknown")
 
 
 def _find_cached(name: str, revision: str | None, role: Role) -> Path | None:
@@ -223,8 +225,8 @@ def _download(name: str, revision: str | None, role: Role) -> Path:
 
 
 def _hash_directory(digest: hashlib._Hash, directory: Path, role: Role) -> None:
-    weights = [directory / "adapter_model.safetensors"] if role == "adapter" else weight_files(directory)
-    configs = ["adapter_config.json"] if role == "adapter" else ["config.json", *_tokenizer_files(directory)]
+    weights = [directory / ADAPTER_WEIGHTS] if role == "adapter" else weight_files(directory)
+    configs = ["adapter_config.json"] if role == "adapter" else _small_files(directory)
     for name in configs:
         data = (directory / name).read_bytes()
         digest.update(f"{role}/{name}:{len(data)}:".encode() + hashlib.sha256(data).digest())
@@ -233,9 +235,9 @@ def _hash_directory(digest: hashlib._Hash, directory: Path, role: Role) -> None:
         _hash_samples(digest, path)
 
 
-def _tokenizer_files(directory: Path) -> list[str]:
-    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "vocab.json",
-             "merges.txt", "special_tokens_map.json", "generation_config.json")  # fmt: skip
+def _small_files(directory: Path) -> list[str]:
+    names = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja",
+             "vocab.json", "merges.txt", "special_tokens_map.json", "generation_config.json")  # fmt: skip
     return [name for name in names if (directory / name).is_file()]
 
 

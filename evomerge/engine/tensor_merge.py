@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import threading
 import time
 from collections.abc import Hashable, Mapping, Sequence
@@ -20,20 +19,21 @@ import torch
 from torch import Tensor
 
 from evomerge.engine.architecture import Slot
+from evomerge.engine.merge_plan import MergePlan, Values
 from evomerge.engine.model_tensors import OpenModels
-from evomerge.errors import InvalidInput, MergeFailed, Problem, UserError
-from evomerge.methods.base import MergeMethod, MethodSpec, TensorContext, Value
-from evomerge.methods.catalogue import get_spec, load_method
+from evomerge.engine.present_models import PresentModels
+from evomerge.engine.surveys import Surveys
+from evomerge.engine.tensor_threads import TensorThreads
+from evomerge.errors import MergeFailed, UserError
+from evomerge.methods.base import TensorContext, Value
+from evomerge.methods.whole_model import Statistics, WholeModelMethod
 from evomerge.recipes.recipe import Merge, Node, Recipe, Source
-from evomerge.recipes.resolve import resolve_values
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # Preparing leaves large temporaries between small results in the heap, which glibc alone would never return.
 TRIM_EVERY_ELEMENTS = 1 << 23
 # Prepared state that no candidate used for this long makes room for another method's.
 KEEP_FOR_CANDIDATES = 8
-
-Values = Mapping[str, Value | Sequence[float]]
 
 
 @dataclass
@@ -44,45 +44,6 @@ class _Prepared:
     is_constant: bool
     num_bytes: int
     last_used: int
-
-
-class MergePlan:
-    """A merge node made ready for many tensors: method, inputs and values by tensor."""
-
-    def __init__(self, node: Merge, num_blocks: int) -> None:
-        """Look up the method.
-
-        Raises:
-            UserError: unknown method, or a number of models it cannot handle.
-        """
-        self.node = node
-        self.spec = get_spec(node.method)
-        self.method: MergeMethod = load_method(node.method)
-        self.key_number = 0
-        self.experts = tuple(source for _, source in node.experts)
-        self.inputs = (*(() if node.base is None else (node.base,)), *self.experts)
-        self.expert_keys = tuple(name for name, _ in node.experts)
-        _check_models(node, self.spec)
-        self._num_blocks = num_blocks
-        self._structural = frozenset(entry.name for entry in self.spec.hyperparameters if entry.structural)
-        self._split: dict[int, tuple[Mapping[str, Any], dict[str, Value], Values]] = {}  # by id of resolved values
-
-    def values(self, slot: Slot) -> tuple[dict[str, Value], Values]:
-        """Structural and other hyperparameters of a tensor.
-
-        Raises:
-            MergeFailed: a value is NaN or infinite.
-        """
-        resolved: Mapping[str, Any] = resolve_values(self.node, slot.name, slot.block, slot.component, self._num_blocks)
-        if id(resolved) not in self._split:
-            for name, value in resolved.items():
-                numbers = value if isinstance(value, tuple) else (value,)
-                if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-                    raise MergeFailed(f"{self.node.method}: {name} is {value} for {slot.name}; expected finite numbers")
-            structural = {name: resolved[name] for name in sorted(self._structural)}
-            cheap = {name: value for name, value in resolved.items() if name not in self._structural}
-            self._split[id(resolved)] = (resolved, structural, cheap)
-        return self._split[id(resolved)][1:]
 
 
 @dataclass(frozen=True)
@@ -108,13 +69,20 @@ class TensorMerger:
     Between two ``start_candidate`` different tensors may be prepared and written by different threads at once.
     """
 
-    def __init__(self, models: OpenModels, device: torch.device, state_memory_bytes: int) -> None:
+    def __init__(
+        self,
+        models: OpenModels,
+        device: torch.device,
+        state_memory_bytes: int,
+        threads: TensorThreads | None = None,
+    ) -> None:
         """Start with nothing prepared.
 
         Args:
             models: where tensors come from.
             device: where arithmetic happens.
             state_memory_bytes: cap on what is kept; 0 keeps nothing (one pass over the tensors).
+            threads: for surveys of the whole model; None makes them on the calling thread.
         """
         self.models = models
         self.device = device
@@ -129,17 +97,27 @@ class TensorMerger:
         self._candidate = 0
         self._plans: dict[int, MergePlan] = {}  # by id of the node, which its plan keeps alive
         self._key_numbers: dict[Any, int] = {}
+        self._surveys = Surveys()
+        self._threads = threads
+        self._present: PresentModels | None = None  # where some model holds only a part of the tensors
 
     def start_candidate(self, root: Node) -> None:
-        """Look up the methods of a new recipe and forget the plans of the last one.
+        """Look up the methods of a new recipe, forget the plans of the last one, and survey the model where needed.
 
         Raises:
             UserError: a method that is unknown or cannot handle the recipe's models; a model that does not fit.
+            MergeFailed: hyperparameters are not finite.
         """
         self._candidate += 1
         self._plans = {}
         self.not_kept = set()
         self._add_plans(root)
+        self._present = PresentModels(root, self.models.absent) if self.models.is_partial else None
+        for node in () if self._present is None else self._present.roots:
+            self._add_plans(node)
+        started = time.perf_counter()
+        self._survey(root)
+        self.prepare_seconds += time.perf_counter() - started
 
     def pending(self, node: Node, slot: Slot) -> PendingTensor:
         """Prepare one tensor, from memory when an earlier candidate did the same.
@@ -147,6 +125,7 @@ class TensorMerger:
         Raises:
             MergeFailed: hyperparameters are not finite.
         """
+        node = self._node(node, slot)
         if isinstance(node, Source):
             return PendingTensor(slot, ("source", node), node)
         plan = self._plans[id(node)]
@@ -154,19 +133,21 @@ class TensorMerger:
         key = self._key(plan, structural, slot)
         prepared = self._kept.get(key)
         if prepared is None:
-            prepared = self._prepare(plan, structural, slot, reused=key not in self._too_large)
-            with self._lock:
-                self._keep(key, prepared, slot)
+            prepared = self._prepare(plan, structural, slot, reused=plan.is_kept and key not in self._too_large)
+            if plan.is_kept:
+                with self._lock:
+                    self._keep(key, prepared, slot)
         prepared.last_used = self._candidate
         return PendingTensor(slot, ("merge", key) if prepared.is_constant else None, node, prepared.state, values)
 
     def is_prepared(self, node: Node, slot: Slot) -> bool:
         """Whether ``pending`` has nothing to prepare that could be kept."""
+        node = self._node(node, slot)
         if isinstance(node, Source):
             return True
         plan = self._plans[id(node)]
         key = self._key(plan, plan.values(slot)[0], slot)
-        return key in self._kept or key in self._too_large
+        return key in self._kept or key in self._too_large or not plan.is_kept
 
     def write(self, pending: PendingTensor, out: Tensor) -> None:
         """Write the tensor into ``out`` in place, rounded once to its dtype.
@@ -186,9 +167,12 @@ class TensorMerger:
         except ValueError as error:
             raise UserError(f"recipe: {pending.node.method}, tensor {pending.slot.name}: {error}") from error
 
+    def _node(self, node: Node, slot: Slot) -> Node:
+        return node if self._present is None else self._present.node(node, slot.name)
+
     def _key(self, plan: MergePlan, structural: Mapping[str, Value], slot: Slot) -> tuple[Hashable, ...]:
         # Hashing whole nodes for every tensor would cost more than merging small ones.
-        return (plan.key_number, tuple(structural.items()), slot.name)
+        return (plan.key_number, plan.survey_number, tuple(structural.items()), slot.name)
 
     def _add_plans(self, node: Node) -> None:
         if isinstance(node, Source):
@@ -198,10 +182,39 @@ class TensorMerger:
             return
         plan = MergePlan(node, self.models.architecture.num_blocks)
         inputs = (node.method, node.base, node.experts, node.seed)
+        # A merge inside that no candidate had before may be one that no candidate has again.
+        plan.is_kept = inputs in self._key_numbers or not any(isinstance(child, Merge) for child in plan.inputs)
         plan.key_number = self._key_numbers.setdefault(inputs, len(self._key_numbers))
-        self._plans[id(node)] = plan
         for child in plan.inputs:
             self._add_plans(child)
+        self._plans[id(node)] = plan
+
+    def _survey(self, root: Node) -> None:
+        """Look over the whole model for the methods that need it; a merge's inputs first."""
+        for plan in self._plans.values():
+            if not any(plan.node is node for node in self._roots(root)):
+                if self._present is not None and isinstance(plan.method, WholeModelMethod):
+                    raise UserError(
+                        f"recipe: {plan.node.method} looks at whole models, and inside another merge every model must "
+                        "hold all tensors"
+                    )
+                self._survey_plans([plan], {})
+        plans = [self._plans[id(node)] for node in self._roots(root) if isinstance(node, Merge)]
+        of_slot = {slot.name: self._plans.get(id(self._node(root, slot))) for slot in self.models.architecture.slots}
+        if plans:
+            self._survey_plans(plans, {name: plan for name, plan in of_slot.items() if plan is not None})
+
+    def _roots(self, root: Node) -> tuple[Node, ...]:
+        return (root,) if self._present is None else self._present.roots
+
+    def _survey_plans(self, plans: Sequence[MergePlan], of_slot: Mapping[str, MergePlan]) -> None:
+        """Survey one merge, which for tensors that some models lack goes by other plans than the first."""
+        slots = [slot for slot in self.models.architecture.slots if not of_slot or slot.name in of_slot]
+        merge = _Surveyed(self, plans[0], of_slot)
+        release = self.models.release if self.state_memory_bytes == 0 else None
+        found = self._surveys.of(merge, slots, self._threads, release)
+        for plan in plans:
+            plan.survey_number, plan.statistics = found
 
     def _prepare(self, plan: MergePlan, structural: dict[str, Value], slot: Slot, reused: bool) -> _Prepared:
         started = time.perf_counter()
@@ -219,13 +232,14 @@ class TensorMerger:
         return _Prepared(state, is_constant, num_bytes, self._candidate)
 
     def _state(self, plan: MergePlan, structural: dict[str, Value], slot: Slot, reused: bool) -> Any:
-        node = plan.node
-        base = None if node.base is None else self._input(node.base, slot)
-        experts = [self._input(source, slot) for source in plan.experts]
-        reused = reused and self.state_memory_bytes > 0
-        place = (slot.component, slot.block, self.models.architecture.num_blocks)
-        context = TensorContext(slot.name, node.seed, plan.expert_keys, reused, *place)
+        base, experts = self.inputs(plan, slot)
+        context = plan.context(slot, plan.statistics, reused and self.state_memory_bytes > 0)
         return plan.method.prepare(base, experts, structural, context)
+
+    def inputs(self, plan: MergePlan, slot: Slot) -> tuple[Tensor | None, list[Tensor]]:
+        """Base and experts of one tensor."""
+        base = None if plan.node.base is None else self._input(plan.node.base, slot)
+        return base, [self._input(source, slot) for source in plan.experts]
 
     def _input(self, node: Node, slot: Slot) -> Tensor:
         if isinstance(node, Source):
@@ -264,6 +278,26 @@ class TensorMerger:
                 self._too_large.clear()
 
 
+class _Surveyed:
+    """A merge node as surveys see it."""
+
+    def __init__(self, merger: TensorMerger, plan: MergePlan, of_slot: Mapping[str, MergePlan]) -> None:
+        self._merger, self._plan, self._of_slot = merger, plan, of_slot
+        self.method, self.key_number = plan.method, plan.key_number
+
+    def structural(self, slot: Slot) -> Mapping[str, Value]:
+        return self._of(slot).values(slot)[0]
+
+    def tensors(self, slot: Slot) -> tuple[Tensor | None, Sequence[Tensor]]:
+        return self._merger.inputs(self._of(slot), slot)
+
+    def context(self, slot: Slot, statistics: Statistics) -> TensorContext:
+        return self._of(slot).context(slot, statistics)
+
+    def _of(self, slot: Slot) -> MergePlan:
+        return self._of_slot.get(slot.name, self._plan)
+
+
 class OutputDtype:
     """The dtype each merged tensor is stored in: the recipe's, else the dtype of the same tensor in its reference."""
 
@@ -276,11 +310,11 @@ class OutputDtype:
         if recipe.dtype is not None and recipe.dtype not in DTYPES:
             raise UserError(f"recipe: dtype {recipe.dtype!r} is unknown; expected one of {', '.join(DTYPES)}")
         self._dtype = None if recipe.dtype is None else DTYPES[recipe.dtype]
-        self._reference = models.get(recipe.reference)
+        self._models, self._reference = models, recipe.reference
 
     def of(self, slot: Slot) -> torch.dtype:
         """Dtype of one tensor."""
-        return self._dtype or self._reference.dtype(slot.name)
+        return self._dtype or self._models.holder(self._reference, slot.name).dtype(slot.name)
 
 
 def check_finite(sums: list[tuple[str, Tensor]]) -> None:
@@ -300,16 +334,3 @@ def return_free_memory() -> None:
     """Give free pages of the heap back to the system, where the C library can (glibc)."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _check_models(node: Merge, spec: MethodSpec) -> None:
-    count, where = len(node.experts), f"recipe: {node.method}"
-    problems = []
-    if spec.needs_base and node.base is None:
-        problems.append(Problem(where, "needs a base model; give `base`"))
-    if count < spec.min_experts or (spec.max_experts is not None and count > spec.max_experts):
-        upper = "" if spec.max_experts is None else f" to {spec.max_experts}"
-        wanted = f"{spec.min_experts}{upper}" if upper != f" to {spec.min_experts}" else f"exactly {spec.min_experts}"
-        problems.append(Problem(where, f"expected {wanted}{' or more' if not upper else ''} experts, got {count}"))
-    if problems:
-        raise InvalidInput(problems)

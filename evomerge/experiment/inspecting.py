@@ -86,7 +86,7 @@ def export(
         path: run directory.
         out: new or empty directory; for ``front`` it gets one folder for each member.
         candidate: ``best`` (the winner of a finished run, else the best so far), ``front``, or a candidate's id.
-        progress: called with (tensors done, tensors in total).
+        progress: called with (bytes written, bytes in total).
 
     Raises:
         UserError: no such run or candidate, or the place cannot be used.

@@ -90,6 +90,7 @@ class TensorContext:
         component: ``attention``, ``mlp``, ``norms``, ``embeddings``, ``head`` or ``other``.
         block: index of the tensor's block, None outside the blocks.
         num_blocks: number of blocks of the model, 0 where there is none.
+        statistics: what surveys of the whole model concluded, see WholeModelMethod.
     """
 
     name: str
@@ -99,6 +100,7 @@ class TensorContext:
     component: str = "other"
     block: int | None = None
     num_blocks: int = 0
+    statistics: tuple[Any, ...] = ()
 
     @property
     def is_table(self) -> bool:

@@ -13,10 +13,10 @@ from evomerge.methods.inputs import (
     read_number,
     read_numbers,
 )
-from evomerge.methods.ties import Ties, TiesState
+from evomerge.methods.ranked import RankedMethod, RankedState
 
 
-class Breadcrumbs(Ties):
+class Breadcrumbs(RankedMethod):
     """Drop the ``int(γ n)`` largest entries of each task vector, keep the ``int(d n)`` next, then task arithmetic.
 
     Per tensor, as in mergekit; the authors' code ranks along the last dimension. Density 1 keeps all, whatever γ. Where
@@ -24,26 +24,26 @@ class Breadcrumbs(Ties):
     Reference: Davari and Belilovsky 2023, https://arxiv.org/abs/2312.06795
     """
 
-    def apply(self, state: TiesState, values: Values, out: Tensor) -> None:
+    def apply(self, state: RankedState, values: Values, out: Tensor) -> None:
         """Write the merged tensor."""
         coefficients = read_numbers(values, "coefficient", len(state.inputs.experts))
         scale = read_number(values, "lambda") / normalizer(coefficients, read_flag(values, "normalize"))
         add_deltas(out, state.inputs.origin, _terms(state, values), scale)
 
 
-class BreadcrumbsTies(Ties):
+class BreadcrumbsTies(RankedMethod):
     """Breadcrumbs' trimmed task vectors, merged with TIES' sign election.
 
     Reference: Davari and Belilovsky 2023, https://arxiv.org/abs/2312.06795; election as in mergekit's breadcrumbs_ties.
     """
 
-    def apply(self, state: TiesState, values: Values, out: Tensor) -> None:
+    def apply(self, state: RankedState, values: Values, out: Tensor) -> None:
         """Write the merged tensor."""
         scale, normalize = read_number(values, "lambda"), read_flag(values, "normalize")
         add_elected_deltas(out, state.inputs.origin, _terms(state, values), scale, normalize)
 
 
-def _terms(state: TiesState, values: Values) -> list[Term]:
+def _terms(state: RankedState, values: Values) -> list[Term]:
     """The trimmed task vectors of the experts that count.
 
     Raises:

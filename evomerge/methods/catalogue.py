@@ -17,6 +17,7 @@ from evomerge.methods.own_method import load_own_spec
 from evomerge.methods.selection_specs import SELECTION_SPECS
 from evomerge.methods.spectral_specs import SPECTRAL_SPECS
 from evomerge.methods.task_vector_specs import TASK_VECTOR_SPECS
+from evomerge.methods.whole_model_specs import WHOLE_MODEL_SPECS
 
 
 def _collect(specs: Iterable[MethodSpec]) -> dict[str, MethodSpec]:
@@ -28,9 +29,16 @@ def _collect(specs: Iterable[MethodSpec]) -> dict[str, MethodSpec]:
     return collected
 
 
-SPECS: dict[str, MethodSpec] = _collect(
-    (*MODEL_SPECS, *TASK_VECTOR_SPECS, *SELECTION_SPECS, *SPECTRAL_SPECS, *OPTIMISED_SPECS, *MODIFIER_SPECS)
+_ALL = (
+    *MODEL_SPECS,
+    *TASK_VECTOR_SPECS,
+    *SELECTION_SPECS,
+    *SPECTRAL_SPECS,
+    *OPTIMISED_SPECS,
+    *WHOLE_MODEL_SPECS,
+    *MODIFIER_SPECS,
 )
+SPECS: dict[str, MethodSpec] = _collect(_ALL)
 
 
 def get_spec(name: str) -> MethodSpec:

@@ -9,18 +9,18 @@ from torch import Tensor
 
 from evomerge.methods.consensus import add_agreement
 from evomerge.methods.inputs import Values, read_densities, read_number, read_numbers
+from evomerge.methods.ranked import RankedMethod, RankedState
 from evomerge.methods.sweep import sweep
-from evomerge.methods.ties import Ties, TiesState
 
 
-class ConsensusTies(Ties):
+class ConsensusTies(RankedMethod):
     """``θ0 + λ τ_M ⊙ [Σ_i m_i ≥ k]``: τ_M is the elected sum of the trimmed task vectors (TIES with ``sum``).
 
     The TALL masks ``m_i = |τ_i| > ζ_i |τ_M - τ_i|`` are those of the whole task vectors. Trimmed per tensor.
     Reference: Wang 2024, https://arxiv.org/abs/2405.07813
     """
 
-    def apply(self, state: TiesState, values: Values, out: Tensor) -> None:
+    def apply(self, state: RankedState, values: Values, out: Tensor) -> None:
         """Write the merged tensor."""
         inputs = state.inputs
         scale, needed = read_number(values, "lambda"), read_number(values, "min_agreement")

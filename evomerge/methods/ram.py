@@ -11,6 +11,7 @@ from torch import Tensor
 from evomerge.methods.base import MergeMethod, TensorContext, Value
 from evomerge.methods.inputs import Inputs, Values, read_number
 from evomerge.methods.sweep import split, sweep
+from evomerge.methods.whole_model import WholeModelMethod
 
 COUNTED_AT_ONCE = 1 << 20  # elements
 
@@ -79,10 +80,10 @@ class Ram(MergeMethod):
         return state.inputs.copied_bytes
 
 
-class RamPlus(Ram):
+class RamPlusTl(Ram):
     """RAM with lone changes multiplied by ``1 + r min(ρ_i, α)``, ρ_i = shared over unique changes of the tensor.
 
-    Tensor-local, as mergekit's ``ramplus_tl``; the authors' script counts over the whole model.
+    Tensor-local, as mergekit's ``ramplus_tl``; the authors' script counts over the whole model, see ``ramplus``.
     Reference: Yuan 2026, https://arxiv.org/abs/2601.13572
     """
 
@@ -95,21 +96,82 @@ class RamPlus(Ram):
     ) -> RamState:
         """Count shared and lone changes."""
         state = super().prepare(base, experts, structural, context)
-        models = [state.inputs.origin, *(state.inputs.experts[index] for index in state.inputs.active)]
-        shared, alone = [0] * len(state.inputs.active), [0] * len(state.inputs.active)
-        for pieces in zip(*(split(model, COUNTED_AT_ONCE) for model in models), strict=True):
-            changed = _changed(pieces, state.epsilon)
-            together = sum((mask.int() for mask in changed), torch.zeros_like(pieces[0], dtype=torch.int32))
-            for index, mask in enumerate(changed):
-                shared[index] += int((mask & (together > 1)).sum())
-                alone[index] += int((mask & (together == 1)).sum())
-        return replace(state, ratios=tuple(many / max(few, 1) for many, few in zip(shared, alone, strict=True)))
+        shared, alone = _count(state)
+        return replace(state, ratios=_ratios(state, shared, alone))
 
     def apply(self, state: RamState, values: Values, out: Tensor) -> None:
         """Write the merged tensor."""
-        rate, limit = read_number(values, "r"), read_number(values, "alpha")
-        boosts = [1.0 + rate * min(max(ratio, 0.0), limit) for ratio in state.ratios]
-        self._merge(state, read_number(values, "lambda"), boosts, out)
+        self._merge(state, read_number(values, "lambda"), _boosts(state, values), out)
+
+
+class RamPlus(WholeModelMethod, Ram):
+    """RAM with lone changes multiplied by ``1 + r min(ρ_i, α)``, ρ_i = shared over unique changes of the model.
+
+    An expert without unique changes has ρ = 0. The authors' script has α = 1 and gives ``1 + r``, 1.2 in its examples.
+    Reference: Yuan 2026, https://arxiv.org/abs/2601.13572, script of https://github.com/xiangchi-yuan/mrl
+    """
+
+    def num_surveys(self, structural: Mapping[str, Value]) -> int:
+        """One, for the counts."""
+        return 1
+
+    def survey(
+        self,
+        base: Tensor | None,
+        experts: Sequence[Tensor],
+        structural: Mapping[str, Value],
+        context: TensorContext,
+    ) -> tuple[list[int], list[int]]:
+        """Shared and lone changes by expert in one tensor."""
+        return _count(Ram.prepare(self, base, experts, structural, context))
+
+    def fold(
+        self, total: tuple[list[int], list[int]] | None, share: tuple[list[int], list[int]]
+    ) -> tuple[list[int], list[int]]:
+        """Add a tensor's."""
+        if total is None:
+            return share
+        shared, alone = ([a + b for a, b in zip(*pair, strict=True)] for pair in zip(total, share, strict=True))
+        return shared, alone
+
+    def prepare_surveyed(
+        self,
+        base: Tensor | None,
+        experts: Sequence[Tensor],
+        structural: Mapping[str, Value],
+        context: TensorContext,
+    ) -> RamState:
+        """Keep the models."""
+        state = Ram.prepare(self, base, experts, structural, context)
+        shared, alone = context.statistics[0]
+        counted = [many if few else 0 for many, few in zip(shared, alone, strict=True)]
+        return replace(state, ratios=_ratios(state, counted, alone))
+
+    def apply(self, state: RamState, values: Values, out: Tensor) -> None:
+        """Write the merged tensor."""
+        self._merge(state, read_number(values, "lambda"), _boosts(state, values), out)
+
+
+def _count(state: RamState) -> tuple[list[int], list[int]]:
+    """How many changes of each of the E experts others share, and how many are its own."""
+    models = [state.inputs.origin, *(state.inputs.experts[index] for index in state.inputs.active)]
+    shared, alone = [0] * len(state.inputs.experts), [0] * len(state.inputs.experts)
+    for pieces in zip(*(split(model, COUNTED_AT_ONCE) for model in models), strict=True):
+        changed = _changed(pieces, state.epsilon)
+        together = sum((mask.int() for mask in changed), torch.zeros_like(pieces[0], dtype=torch.int32))
+        for index, mask in zip(state.inputs.active, changed, strict=True):
+            shared[index] += int((mask & (together > 1)).sum())
+            alone[index] += int((mask & (together == 1)).sum())
+    return shared, alone
+
+
+def _ratios(state: RamState, shared: Sequence[int], alone: Sequence[int]) -> tuple[float, ...]:
+    return tuple(shared[index] / max(alone[index], 1) for index in state.inputs.active)
+
+
+def _boosts(state: RamState, values: Values) -> list[float]:
+    rate, limit = read_number(values, "r"), read_number(values, "alpha")
+    return [1.0 + rate * min(max(ratio, 0.0), limit) for ratio in state.ratios]
 
 
 def _changed(pieces: Sequence[Tensor], epsilon: float) -> list[Tensor]:

@@ -180,7 +180,7 @@ SELECTION_SPECS = (
             number("alpha", 0.2, 0.0, 2.0, "limit of shared over lone changes", "alpha"),
             replace(lambda_(0.3, 1.5), mergekit_name=None),
         ),
-        "evomerge.methods.ram:RamPlus",
+        "evomerge.methods.ram:RamPlusTl",
         needs_base=True,
         paper="Reinforced agent merging (Yuan 2026)",
         arxiv="2601.13572",

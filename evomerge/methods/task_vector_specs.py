@@ -33,6 +33,15 @@ TASK_VECTOR_SPECS = (
             coefficient(0.0, 1.0),
             density(0.2),
             Hyperparameter(
+                "trim_scope",
+                "merge",
+                "choice",
+                "tensor",
+                structural=True,
+                choices=("tensor", "global"),
+                description="keep the largest entries of each tensor (mergekit), or of the whole model (as published)",
+            ),
+            Hyperparameter(
                 "merge_func",
                 "merge",
                 "choice",

@@ -55,6 +55,8 @@ def format_mergekit(recipe: Recipe, num_blocks: int, tensors: Sequence[TensorPla
         raise NotExpressible(f"mergekit has no method {merge.method}")
     if any(isinstance(node, Merge) for node in (merge.base, *(expert for _, expert in merge.experts))):
         raise NotExpressible("a merge of merges needs several mergekit files")
+    if any(source.into is not None for source in recipe.sources):
+        raise NotExpressible("mergekit cannot merge a model into a part of another")
     places = tuple(tensors) if tensors is not None else llama_tensors(num_blocks)
     text = _Writer(recipe, merge, get_spec(merge.method), num_blocks, places).text()
     _check(text, merge, num_blocks, places)

@@ -28,18 +28,21 @@ class Source:
         revision: hub revision of ``model``.
         adapter: hub id or local directory of a LoRA adapter.
         adapter_revision: hub revision of ``adapter``.
+        into: the part of the other models that this model is, as a module path (``language_model``). Tensors outside
+            that part are left out of the merge for it. None = a whole model.
     """
 
     model: str
     revision: str | None = None
     adapter: str | None = None
     adapter_revision: str | None = None
+    into: str | None = None
 
     def __str__(self) -> str:
         text = self.model + (f"@{self.revision}" if self.revision else "")
         if self.adapter:
             text += f"+{self.adapter}" + (f"@{self.adapter_revision}" if self.adapter_revision else "")
-        return text
+        return text + (f" into {self.into}" if self.into else "")
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from evomerge.errors import did_you_mean
+from evomerge.errors import UserError, did_you_mean
+from evomerge.methods.base import MethodSpec
+from evomerge.methods.catalogue import get_spec
+from evomerge.recipes.modifiers import Parameters, put_after, put_before
 from evomerge.recipes.recipe import Merge, Node, Recipe, Rule, Scalar, Source
+from evomerge.recipes.recipe_presets import expand_preset
 from evomerge.recipes.validate import MAX_DEPTH
 from evomerge.yaml_files import is_finite_number
 
-MERGE_KEYS = ("method", "base", "experts", "parameters", "seed")
-ROOT_KEYS = ("dtype", "tokenizer", "options")
-SOURCE_KEYS = ("model", "revision", "adapter", "adapter_revision")
+MERGE_KEYS = ("method", "base", "experts", "parameters", "seed", "before", "after")
+MODIFIER_KEYS = ("method", "base", "parameters", "seed")
+ROOT_KEYS = ("dtype", "tokenizer", "options", "fingerprints")
+SOURCE_KEYS = ("model", "revision", "adapter", "adapter_revision", "into")
 RULE_KEYS = ("value", "blocks", "component", "expert", "contains", "outside_blocks")
 
 
@@ -35,6 +40,11 @@ class RecipeReader:
 
     def recipe(self, entries: Mapping[str, Any]) -> Recipe | None:
         """The recipe, as far as it could be understood; None when not even its method could."""
+        if "preset" in entries:
+            expanded = expand_preset(entries, self._problem)
+            if expanded is None:
+                return None
+            entries = expanded
         is_source = "model" in entries and "method" not in entries
         self._check_keys(entries, "", (("model",) if is_source else MERGE_KEYS) + ROOT_KEYS)
         model: Node | None = self.source(entries["model"], "model") if is_source else self._merge(entries, "", 0)
@@ -44,6 +54,8 @@ class RecipeReader:
             self._problem("dtype", f"expected the name of a dtype, got {dtype!r}")
             dtype = None
         options = self._options(entries.get("options"))
+        if not isinstance(entries.get("fingerprints", {}), Mapping):  # a record of the sources, no part of the recipe
+            self._problem("fingerprints", f"expected a mapping of sources, got {entries['fingerprints']!r}")
         return None if model is None else Recipe(model, dtype, tokenizer, options)
 
     def source(self, value: Any, key: str) -> Source | None:
@@ -62,7 +74,7 @@ class RecipeReader:
             self._problem(f"{key}.model", "missing; it is required")
         if wrong or not model:
             return None
-        return Source(model, value.get("revision"), value.get("adapter"), value.get("adapter_revision"))
+        return Source(model, **{name: value.get(name) for name in SOURCE_KEYS if name != "model"})
 
     def _problem(self, key: str, message: str) -> None:
         self.problems.append((key.lstrip("."), message))
@@ -109,7 +121,38 @@ class RecipeReader:
         if isinstance(seed, bool) or not isinstance(seed, int):
             self._problem(f"{key}.seed", f"expected a whole number, got {seed!r}")
             seed = 0
-        return Merge(method, experts, base, parameters, seed) if isinstance(method, str) else None
+        if not isinstance(method, str):
+            return None
+        return self._modified(Merge(method, experts, base, parameters, seed), entries, key, depth)
+
+    def _modified(self, merge: Merge, entries: Mapping[str, Any], key: str, depth: int) -> Merge:
+        """The merge with the methods of ``before`` and ``after`` around it, in their order."""
+        for spec, rest in self._modifiers(entries, "before", merge, key, depth):
+            merge = put_before(merge, spec.name, *rest)
+        experts = merge.experts
+        for spec, rest in self._modifiers(entries, "after", merge, key, depth):
+            merge = put_after(merge, experts, spec, *rest)
+        return merge
+
+    def _modifiers(
+        self, entries: Mapping[str, Any], place: str, merge: Merge, key: str, depth: int
+    ) -> Iterator[tuple[MethodSpec, tuple[Node | None, Parameters, int]]]:
+        values = entries.get(place)
+        if values is not None and not isinstance(values, list):
+            self._problem(f"{key}.{place}", f"expected a list of methods with their parameters, got {values!r}")
+            return
+        for index, value in enumerate(values or []):
+            where = f"{key}.{place}[{index}]".lstrip(".")
+            if not isinstance(value, Mapping):
+                self._problem(where, f"expected a mapping with a method and its parameters, got {value!r}")
+                continue
+            self._check_keys(value, where, MODIFIER_KEYS)
+            base = merge.base if value.get("base") is None else self._node(value["base"], f"{where}.base", depth + 1)
+            parameters = self._parameters(value.get("parameters"), f"{where}.parameters")
+            try:
+                yield get_spec(str(value.get("method"))), (base, parameters, value.get("seed", merge.seed))
+            except UserError as error:
+                self._problem(f"{where}.method", str(error))
 
     def _experts(self, value: Any, key: str, depth: int) -> tuple[tuple[str, Node], ...]:
         if not isinstance(value, Mapping) or not value:

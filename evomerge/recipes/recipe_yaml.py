@@ -7,6 +7,7 @@ The own form::
     experts:                           # name: source
       math: org/model@revision         # model[@revision][+adapter[@revision]]
       spanish: {model: ./local, adapter: ./lora}
+      text: {model: ./text, into: language_model}           # a part of the others, here of a vision-language model
       both: {method: linear, experts: {a: ..., b: ...}}     # a merge of its own
     parameters:
       lambda: 1.0                      # one value for everything
@@ -17,14 +18,22 @@ The own form::
         - {expert: math, value: [0.1, 0.9]}                 # a gradient over the blocks
         - {outside_blocks: true, value: 0.3}
         - {value: 0.4}
+    before:                            # on each expert first
+      - {method: tswitch, parameters: {drop: 0.6}}
+    after:                             # on the merged model
+      - {method: lines, parameters: {alpha: 0.5, beta: 0.5}}
     seed: 7                            # of random masks
     dtype: bfloat16                    # of the merged weights; the base's own when left out
     tokenizer: zoo:smollm2-135m        # whose tokenizer and config; the base's when left out
+    options: {output: adapter, rank: 16}                    # write a LoRA adapter instead of a model
 
 ``blocks`` is ``[first, last]``, both included, or one block. Further keys of a rule: ``component`` (attention, mlp,
 norms, embeddings, head, other, or ``regex:pattern``), ``expert``, ``contains`` (part of a tensor name),
 ``outside_blocks``. A list of two or more numbers is a gradient: values at equally spaced places of the rule's blocks,
-linear between them; tensors outside the blocks take its first number. A file may also be just ``model: <source>``.
+linear between them; tensors outside the blocks take its first number. ``before`` and ``after`` are short for merges
+of merges (see modifiers.py), and ``preset: balanced_actor`` for a whole recipe (see recipe_presets.py). A file may also
+be just ``model: <source>``.
+``fingerprints``, in the recipe beside merged weights, records their sources and changes nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +44,7 @@ from typing import Any
 
 from evomerge.errors import InvalidInput, Problem
 from evomerge.recipes.recipe import Merge, Node, Recipe, Rule, Source
-from evomerge.recipes.recipe_reader import RecipeReader, parse_source
+from evomerge.recipes.recipe_reader import SOURCE_KEYS, RecipeReader, parse_source
 from evomerge.recipes.validate import recipe_problems
 from evomerge.yaml_files import format_flow, parse_yaml_mapping, read_yaml_mapping
 
@@ -105,8 +114,7 @@ def _source_value(source: Source) -> Any:
     text = str(source)
     if parse_source(text) == source:
         return text
-    fields = ("model", "revision", "adapter", "adapter_revision")
-    return {name: getattr(source, name) for name in fields if getattr(source, name) is not None}
+    return {name: getattr(source, name) for name in SOURCE_KEYS if getattr(source, name) is not None}
 
 
 def _merge_lines(merge: Merge, indent: str) -> Iterator[str]:

@@ -11,7 +11,8 @@ from evomerge.methods.base import Hyperparameter, MethodSpec
 from evomerge.recipes.recipe import COMPONENTS, Merge, Node, Recipe, Rule, Scalar, Source
 
 DTYPES = ("bfloat16", "float16", "float32")
-OPTIONS = ("num_blocks",)
+OPTIONS = ("num_blocks", "output", "rank")
+OUTPUTS = ("model", "adapter")
 MAX_DEPTH = 20
 
 
@@ -64,6 +65,11 @@ def _recipe(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for name, value in recipe.options:
         if name not in OPTIONS:
             yield f"options.{name}", f"unknown option. {did_you_mean(name, OPTIONS)}"
+        elif name == "output":
+            if value not in OUTPUTS:
+                yield f"options.{name}", f"expected {' or '.join(OUTPUTS)}, got {value!r}"
+            elif value == "adapter" and "rank" not in dict(recipe.options):
+                yield "options.rank", "missing; an adapter needs a rank"
         elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
             yield f"options.{name}", f"expected a whole number of at least 1, got {value!r}"
     yield from _node(recipe.model, "", 0)

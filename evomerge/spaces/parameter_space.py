@@ -19,6 +19,7 @@ from evomerge.recipes.recipe import Merge, Recipe, Rule, Scalar
 from evomerge.recipes.recipe_yaml import load_recipe
 from evomerge.recipes.validate import is_pairwise
 from evomerge.spaces.groups import OUTSIDE, Grid, component_groups, equal_block_groups
+from evomerge.spaces.modified_space import ModifiedSpace, modified_space
 from evomerge.spaces.parameter_space_config import (
     ParameterSpaceConfig,
     SearchedConfig,
@@ -47,7 +48,9 @@ def build_parameter_space(config: ParameterSpaceConfig, models: SpaceModels) -> 
     if models.num_blocks is None and _needs_blocks(config):
         return None
     searched = [_searched(config, specs, name, entry, models) for name, entry in config.searched.items()]
-    space = ParameterSpace(config, specs, models, searched)
+    space: ParameterSpace | ModifiedSpace = ParameterSpace(config, specs, models, searched)
+    if config.before or config.after:
+        space = modified_space(space, config, models, _around)
     if not space.genes:
         message = "nothing is left to search with these models; a single expert has no ratio to others"
         raise InvalidInput([Problem(f"{config.where}: parameters", message)])
@@ -59,6 +62,21 @@ def build_parameter_space(config: ParameterSpaceConfig, models: SpaceModels) -> 
         raise
     except UserError as error:
         raise InvalidInput([Problem(f"{config.where}: init_from", f"{config.init_from}: {error}")]) from None
+
+
+def _around(config: ParameterSpaceConfig, models: SpaceModels, key: str) -> ParameterSpace:
+    """The space over the numbers of a method around the merge, which may have no gene.
+
+    Raises:
+        InvalidInput: everything that does not fit the models.
+    """
+    specs = specs_of(config)
+    problems = _model_problems(config, specs, models)
+    found = [Problem(f"{config.where}: {key}.{name}", text) for name, text in problems if not name.startswith("groups")]
+    if found:
+        raise InvalidInput(found)
+    searched = [_searched(config, specs, name, entry, models) for name, entry in config.searched.items()]
+    return ParameterSpace(config, specs, models, searched)
 
 
 class ParameterSpace:
@@ -229,7 +247,10 @@ def _shown(value: object) -> str:
 
 def _needs_blocks(config: ParameterSpaceConfig) -> bool:
     grouped = config.groups.blocks != 1
-    return grouped and any("blocks" not in entry.share for entry in config.searched.values())
+    entries = list(config.searched.values())
+    for modifier in (*config.before, *config.after):
+        entries += config.of_modifier(modifier).searched.values()
+    return grouped and any("blocks" not in entry.share for entry in entries)
 
 
 def _searched(

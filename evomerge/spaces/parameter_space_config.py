@@ -11,6 +11,8 @@
 - ``fixed``: plain values, or one for each expert.
 - ``smooth``: ``groups.blocks`` is a number of knots, equally spaced from the first to the last block, linear between.
 - ``init_from``: a recipe file whose values are the start.
+- ``before``, ``after``: lists of ``{method, parameters, fixed}`` put on each expert first, or on the merged model (see
+  recipes/modifiers.py); their parameters are searched in the same groups.
 
 Coefficients that the method divides by their sum (``normalize: true``) are searched on the simplex (see simplex.py);
 other null directions are refused.
@@ -58,16 +60,26 @@ class SearchedConfig(_Strict):
     choices: list[Plain] | None = None
 
 
+class ModifierConfig(_Strict):
+    """A method around the merge."""
+
+    method: StrictStr
+    parameters: dict[str, SearchedConfig | Plain] = Field(default_factory=dict)
+    fixed: dict[str, Plain | dict[str, Plain]] = Field(default_factory=dict)
+
+
 class ParameterSpaceConfig(_Strict):
     """A search over the numbers of a merge method."""
 
     kind: Literal["parameter_space"]
     method: StrictStr | Annotated[list[StrictStr], Field(min_length=1)]
     groups: GroupsConfig = Field(default_factory=GroupsConfig)
-    parameters: dict[str, SearchedConfig | Plain] = Field(min_length=1)
+    parameters: dict[str, SearchedConfig | Plain] = Field(default_factory=dict)
     fixed: dict[str, Plain | dict[str, Plain]] = Field(default_factory=dict)
     smooth: StrictBool = False
     init_from: StrictStr | None = None
+    before: list[ModifierConfig] = Field(default_factory=list)
+    after: list[ModifierConfig] = Field(default_factory=list)
     _where: str = PrivateAttr(default="search space")
 
     @property
@@ -91,15 +103,43 @@ class ParameterSpaceConfig(_Strict):
         plain = {name: entry for name, entry in self.parameters.items() if not isinstance(entry, SearchedConfig)}
         return {**plain, **self.fixed}
 
+    @property
+    def is_searched(self) -> bool:
+        """Whether anything is."""
+        modifiers = (*self.before, *self.after)
+        return bool(self.searched or len(self.methods) > 1 or any(map(_searched, modifiers)))
+
+    def of_modifier(self, modifier: ModifierConfig) -> ParameterSpaceConfig:
+        """The search over the numbers of a method around the merge, in the same groups."""
+        return ParameterSpaceConfig(
+            kind=self.kind,
+            method=modifier.method,
+            groups=self.groups,
+            parameters=modifier.parameters,
+            fixed=modifier.fixed,
+            smooth=self.smooth,
+        ).located(self.where, None)
+
     def problems(self, where: str) -> list[Problem]:
         """Everything wrong that shows without the models."""
-        return [Problem(f"{where}: {key}", message) for key, message in _problems(self)]
+        found = list(_problems(self))
+        if not self.is_searched and not any(key == "method" for key, _ in found):
+            found.append(("parameters", "nothing is searched: give at least one parameter low and high"))
+        for place in ("before", "after"):
+            for index, modifier in enumerate(getattr(self, place)):
+                inner = _problems(self.of_modifier(modifier))
+                found += [(f"{place}[{index}].{key}", text) for key, text in inner if not key.startswith("groups")]
+        return [Problem(f"{where}: {key}", message) for key, message in found]
 
     def located(self, where: str, init_from: str | None) -> ParameterSpaceConfig:
         """The same with its place for error messages, and ``init_from`` as an absolute path."""
         copy = self.model_copy(update={"init_from": init_from})
         copy._where = where
         return copy
+
+
+def _searched(modifier: ModifierConfig) -> bool:
+    return any(isinstance(entry, SearchedConfig) for entry in modifier.parameters.values())
 
 
 def specs_of(config: ParameterSpaceConfig) -> list[MethodSpec]:
@@ -159,8 +199,6 @@ def _problems(config: ParameterSpaceConfig) -> Iterator[tuple[str, str]]:
         if parameter is not None:
             yield from _fixed_problems(f"{'fixed' if name in config.fixed else 'parameters'}.{name}", parameter, value)
     yield from _null_directions(config, specs)
-    if not config.searched and len(specs) == 1:
-        yield "parameters", "nothing is searched: give at least one parameter low and high"
     for spec in specs:
         for parameter in spec.hyperparameters:
             given = parameter.name in config.parameters or parameter.name in config.fixed

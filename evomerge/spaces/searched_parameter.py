@@ -81,7 +81,7 @@ class SearchedParameter:
         columns = [genes[index * cells : (index + 1) * cells] for index in range(len(self.gene_experts))]
         values: dict[str | None, Sequence[Scalar]]
         if self.on_simplex:
-            weights = [weights_of(cell) for cell in zip(*columns)]
+            weights = [weights_of(cell) for cell in zip(*columns)] if columns else [(1.0,)] * cells
             values = dict(zip(self.experts, zip(*weights)))
         else:
             values = {expert: [self._value(gene) for gene in column] for expert, column in zip(self.experts, columns)}

@@ -17,7 +17,6 @@ SHAPE = (23, 31)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 BASE_IS_OPTIONAL = ("nuslerp", "multislerp")
-COMPRESSORS = ("bitdelta", "tswitch")  # store an expert in fewer bits, and no expert comes out as it was
 
 
 class Recorder(Mapping[str, Any]):
@@ -77,6 +76,8 @@ def split_values(spec: MethodSpec, count: int, **given: Value | Sequence[float])
         "clamp": False,
         "loss": [0.5 + 0.25 * i for i in range(count)],
     }
+    if spec.name == "doge_ta":
+        middling |= {"steps": 20, "learning_rate": 1e-3, "eta": 1.0}
     structural, cheap = {}, {}
     for parameter in spec.hyperparameters:
         value = given.get(parameter.name, middling.get(parameter.name, parameter.default))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from evomerge.engine.architecture import Architecture, describe
+from evomerge.engine.checkpoint import Checkpoint
 from evomerge.errors import UserError
 
 from .conftest import CONFIGS, tiny_config
@@ -58,12 +59,15 @@ def test_experts_of_a_block_are_not_its_blocks() -> None:
     assert {(slot.block, slot.component) for slot in architecture.slots} == {(0, "mlp"), (1, "mlp"), (2, "mlp")}
 
 
-def test_names_without_prefix_and_tied_heads_are_found() -> None:
+def test_names_without_prefix_and_tied_heads_are_found(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
     architecture = of_config(tiny_config("gpt2"))
-    stored = {"wte.weight", "h.0.ln_1.weight"}
-    assert architecture.stored_name("transformer.h.0.ln_1.weight", stored) == "h.0.ln_1.weight"
-    assert architecture.stored_name("lm_head.weight", stored) == "wte.weight"
-    assert architecture.stored_name("transformer.ln_f.weight", stored) is None
+    save_file({"wte.weight": torch.ones(2), "h.0.ln_1.weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    layout = architecture.layout(Checkpoint(tmp_path))
+    assert layout.stored_names("transformer.h.0.ln_1.weight") == ("h.0.ln_1.weight",)
+    assert layout.stored_names("lm_head.weight") == ("wte.weight",)
+    assert layout.stored_names("transformer.ln_f.weight") == ()
 
 
 def test_untying_makes_the_head_a_tensor_of_its_own(tmp_path: Path) -> None:
@@ -74,14 +78,15 @@ def test_untying_makes_the_head_a_tensor_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("text", "message"),
     [
-        {"model_type": "no_such_architecture"},
-        {"model_type": "mine", "auto_map": {"AutoConfig": "x.Y", "AutoModelForCausalLM": "x.Z"}},
-        {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}},
+        (json.dumps({"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}), "quantised"),
+        (json.dumps({"model_type": "unknown", "quantization_config": {"bits": 4}}), "quantised"),
+        ("{", "not a readable configuration"),
+        ("[]", "expected a JSON object"),
     ],
 )
-def test_unusable_configurations_are_refused(config: dict[str, object], tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=str(tmp_path)):
+def test_unusable_configurations_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=f"{tmp_path}.*{message}"):
         Architecture.of_directory(tmp_path)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import json
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import safetensors.torch
 import torch
 
 from evomerge.engine.checkpoint import Checkpoint
-from evomerge.engine.shard_writer import ShardWriter, TensorEntry, atomic_directory
+from evomerge.engine.shard_writer import ShardWriter, TensorEntry, plan_shards
 from evomerge.errors import UserError
 
 TENSORS = {
@@ -24,7 +23,7 @@ TENSORS = {
 def write(directory: Path, shard_bytes: int) -> None:
     directory.mkdir(exist_ok=True)
     entries = [TensorEntry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in TENSORS.items()]
-    writer = ShardWriter(directory, entries, shard_bytes)
+    writer = ShardWriter(directory, plan_shards(entries, shard_bytes))
     for entry in writer.entries:
         writer.write(entry.name, TENSORS[entry.name])
     writer.finish()
@@ -68,38 +67,3 @@ def test_truncated_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(UserError, match="truncated"):
         Checkpoint(tmp_path)
-
-
-def write_half(out: Path, error: Exception) -> None:
-    with atomic_directory(out, 10) as directory:
-        (directory / "half").write_text("x")
-        raise error
-
-
-def test_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    out = tmp_path / "new" / "model"
-    with pytest.raises(RuntimeError):
-        write_half(out, RuntimeError())
-    assert list((tmp_path / "new").iterdir()) == []
-    with atomic_directory(out, 10) as directory:
-        (directory / "whole").write_text("x")
-        assert not out.exists()
-    assert [path.name for path in out.iterdir()] == ["whole"]
-    assert [path.name for path in out.parent.iterdir()] == ["model"]
-
-
-def test_taken_or_too_small_places_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "file").write_text("x")
-    with pytest.raises(UserError, match="not empty"), atomic_directory(tmp_path / "taken", 1):
-        pass
-    with pytest.raises(UserError, match="is a file"), atomic_directory(tmp_path / "taken" / "file", 1):
-        pass
-    with pytest.raises(UserError, match="GB free"), atomic_directory(tmp_path / "new", 10**18):
-        pass
-
-
-def test_disk_that_becomes_full_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="became full"):
-        write_half(tmp_path / "new", OSError(errno.ENOSPC, "No space left on device"))
-    assert list(tmp_path.iterdir()) == []

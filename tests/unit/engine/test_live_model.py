@@ -237,14 +237,17 @@ def test_too_few_models_and_missing_base_are_refused(live: LiveModel, family: Fa
 def test_memory_plan_counts_what_is_held(live: LiveModel, family: Family) -> None:
     numel = sum(parameter.numel() for parameter in live.model.parameters())
     assert live.model_bytes == 4 * numel
-    # The inner merge's fp32 result is held between candidates, or made again for each where that does not fit.
+    # The inner merge's fp32 result is held once two candidates had it, or made again for each where it does not fit.
     inner = Merge("linear", family.experts[:2], parameters=(("normalize", (Rule(False),)),))
     recipe = Recipe(Merge("linear", (("inner", inner), family.experts[2])), tokenizer=family.base)
+    live.apply(recipe)
+    assert live.prepared_bytes == 0
     live.apply(recipe)
     assert f"prepared merge state {4 * numel / 1e6:,.0f} MB" in live.memory_plan
     assert live.prepared_bytes == 4 * numel
     assert "4 models mapped" in live.memory_plan
     tight = LiveModel(family.base, family.experts, device="cpu", state_memory_bytes=1)
+    tight.apply(recipe)
     tight.apply(recipe)
     assert tight.prepared_bytes == 0
     assert "state of 20 tensors does not fit" in tight.memory_plan

@@ -21,6 +21,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "rslora": ("mistral", {"target_modules": ["v_proj"], "use_rslora": True}),
     "conv1d": ("gpt2", {"target_modules": ["c_attn"], "fan_in_fan_out": True}),
     "embeddings": ("mistral", {"target_modules": ["embed_tokens", "k_proj"]}),
+    "dora": ("mistral", {"target_modules": ["q_proj", "down_proj"], "use_dora": True, "alpha_pattern": {"q_proj": 3}}),
+    "dora conv1d": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_dora": True}),
+    "dora embeddings": ("mistral", {"target_modules": ["embed_tokens"], "use_dora": True, "use_rslora": True}),
+    "tied head": ("llama", {"target_modules": ["q_proj", "embed_tokens"]}),
     "modules to save": ("mistral", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]}),
 }
 
@@ -37,7 +41,7 @@ def test_baked_adapter_equals_peft(case: str, tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in wrapped.parameters():
             if parameter.requires_grad:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3 + 0.1)
     wrapped.save_pretrained(tmp_path / "adapter")
     merged = wrapped.merge_and_unload().state_dict()
 
@@ -64,7 +68,7 @@ def save_adapter(directory: Path, **config: Any) -> None:
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [({"use_dora": True}, "use_dora"), ({"peft_type": "IA3"}, "expected a LoRA adapter")],
+    [({"lora_bias": True}, "lora_bias"), ({"peft_type": "IA3"}, "expected a LoRA adapter")],
 )
 def test_other_adapters_are_refused(config: dict[str, Any], message: str, tmp_path: Path) -> None:
     tiny_model(tiny_config("mistral"), 0).save_pretrained(tmp_path / "base")
@@ -72,6 +76,30 @@ def test_other_adapters_are_refused(config: dict[str, Any], message: str, tmp_pa
     source = Source(str(tmp_path / "base"), adapter=str(tmp_path / "adapter"))
     with pytest.raises(UserError, match=message):
         OpenModels(source, [])
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"A": (2, 16), "B": (16, 3)}, r"lora_B of .* is \[16, 3\] and lora_A \[2, 16\]; expected"),
+        ({"A": (16,), "B": (16, 2)}, "expected"),
+        ({"A": (2, 16)}, "lora_A or lora_B is missing"),
+        ({"A": (2, 16), "B": (16, 2), "magnitude_vector": (5,)}, r"magnitude vector of .* is \[5\], expected \[16\]"),
+        ({"magnitude_vector": (5,)}, "a magnitude vector and no lora_A"),
+        ({"A": (2, 16), "B": (16, 2), "C": (5,)}, "no LoRA or DoRA tensor"),
+    ],
+)
+def test_impossible_shapes_are_refused(shapes: dict[str, tuple[int, ...]], message: str, tmp_path: Path) -> None:
+    import safetensors.torch
+
+    from evomerge.engine.lora import LoraAdapter
+
+    save_adapter(tmp_path / "adapter")
+    key = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    tensors = {key.format(side): torch.ones(shape) for side, shape in shapes.items()}
+    safetensors.torch.save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=message):
+        LoraAdapter(tmp_path / "adapter")
 
 
 def test_adapter_of_another_model_is_refused(tmp_path: Path) -> None:

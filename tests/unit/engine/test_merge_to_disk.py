@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evomerge.engine import shard_writer
+from evomerge.engine import output_directory
 from evomerge.engine.live_model import LiveModel
 from evomerge.engine.merge_to_disk import merge_to_disk
 from evomerge.errors import UserError
@@ -54,12 +55,13 @@ def test_files_beside_the_weights(family: Family, tmp_path: Path) -> None:
     card = {"summary": "A test.", "scores": {"columns": ["model", "held_out"], "rows": [["merged", 0.5]]},
             "splits": {"search": "100 documents"}}  # fmt: skip
     out = merge_to_disk(recipe, tmp_path / "out", progress=lambda done, total: steps.append((done, total)), card=card)
-    assert steps == [(number, 20) for number in range(1, 21)]
+    size = sum(tensor.nbytes for tensor in load_file(out / "model.safetensors").values())
+    assert (steps[0], steps[-1], len(steps)) == ((0, size), (size, size), 21)
     config = json.loads((out / "config.json").read_text())
     assert config["dtype"] == "float16"
     assert AutoTokenizer.from_pretrained(out)("w1")["input_ids"] == [5]
     assert (out / "generation_config.json").read_bytes() == (family.directory / "generation_config.json").read_bytes()
-    assert load_recipe(out / "recipe.yaml").recipe_id == recipe.recipe_id
+    assert load_recipe(out / "evomerge_recipe.yaml").recipe_id == recipe.recipe_id
     assert "merge_method: ties" in (out / "mergekit_config.yml").read_text()
     text = (out / "README.md").read_text()
     for part in ("A test.", "| merged | 0.5000 |", "100 documents", recipe.recipe_id, family.experts[2][1].model):
@@ -120,8 +122,8 @@ def test_full_disk_and_taken_directory_are_refused(
     (tmp_path / "taken" / "file").write_text("x")
     with pytest.raises(UserError, match="not empty"):
         merge_to_disk(recipe, tmp_path / "taken")
-    usage = shard_writer.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shard_writer.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    usage = output_directory.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(output_directory.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(UserError, match="free some space"):
         merge_to_disk(recipe, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]

@@ -29,9 +29,9 @@ def make(count: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple
 
 def run(name: str, base: Tensor | None, experts: Sequence[Tensor], rescale: str | None = None, **values: Any) -> Tensor:
     method = load_method(name)
-    names = {parameter.name for parameter in SPECS[name].hyperparameters if parameter.structural}
-    structural = {} if rescale is None else {"rescale": rescale}
-    structural |= {key: values.pop(key) for key in sorted(names & values.keys())}
+    structural = {entry.name: entry.default for entry in SPECS[name].hyperparameters if entry.structural}
+    structural |= {} if rescale is None else {"rescale": rescale}
+    structural |= {key: values.pop(key) for key in sorted(structural.keys() & values.keys())}
     values = ({"merge_func": "mean"} if name == "ties" else {}) | values
     state = method.prepare(base, experts, structural, TensorContext("w", 3, KEYS[: len(experts)]))
     out = torch.empty(SHAPE)

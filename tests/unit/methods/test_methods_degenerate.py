@@ -31,9 +31,9 @@ def run(
     **values: Any,
 ) -> Tensor:
     method = load_method(name)
-    structural = {"rescale": rescale} if name.startswith("dare") else {}
-    names = {parameter.name for parameter in SPECS[name].hyperparameters if parameter.structural}
-    structural |= {key: values.pop(key) for key in sorted(names & values.keys())}
+    structural = {entry.name: entry.default for entry in SPECS[name].hyperparameters if entry.structural}
+    structural |= {"rescale": rescale} if name.startswith("dare") else {}
+    structural |= {key: values.pop(key) for key in sorted(structural.keys() & values.keys())}
     values = ({"merge_func": "mean"} if name == "ties" else {}) | values
     keys = tuple(f"expert{i}" for i in range(len(experts)))
     out = torch.empty_like(experts[0])

@@ -31,8 +31,8 @@ def script() -> ModuleType:
 def merged(method: str, count: int, values: dict[str, Any]) -> torch.Tensor:
     base, *experts = (torch.tensor(tensor) for tensor in script().tensors(count))
     with_base = get_spec(method).needs_base or method in ("slerp", *script().WITH_BASE)
-    declared = {entry.name for entry in get_spec(method).hyperparameters if entry.structural}
-    structural = {name: value for name, value in values.items() if name in declared}
+    declared = {entry.name: entry.default for entry in get_spec(method).hyperparameters if entry.structural}
+    structural = declared | {name: value for name, value in values.items() if name in declared}
     if method.startswith(("dare", "della")):
         structural["rescale"] = "l1"
     if method.startswith("della"):

@@ -249,7 +249,8 @@ def test_the_space_waits_for_the_number_of_blocks() -> None:
     assert build_space(load_space("dare_ties_whole_model"), unknown) is not None
 
 
-@pytest.mark.parametrize("name", [name for name in space_presets() if "dare" not in name])  # see its rescale
+# DARE rescales otherwise, and a method around the merge makes it a merge of merges.
+@pytest.mark.parametrize("name", [name for name in space_presets() if "dare" not in name and name != "balanced_actor"])
 def test_mergekit_can_run_what_the_presets_give(name: str) -> None:
     experts = EXPERTS[:2] if "slerp" in name else EXPERTS
     made = build_space(load_space(name), replace(MODELS, experts=experts, num_blocks=8))
@@ -260,9 +261,9 @@ def test_mergekit_can_run_what_the_presets_give(name: str) -> None:
     assert isinstance(back.model, Merge)
     for tensor in llama_tensors(8):
         wanted, found = resolve_values(recipe.model, *tensor, 8), resolve_values(back.model, *tensor, 8)
+        assert wanted.keys() == found.keys()
         for key, value in wanted.items():
-            assert found[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-12))
-        assert found.keys() == wanted.keys()
+            assert found[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-12)), key
 
 
 class TestSimplex:
