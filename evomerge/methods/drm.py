@@ -111,9 +111,9 @@ class DrmHorizontal(_Drm):
     The rows of each ``V_i`` are brought to length 1, and of the entries of all of them together the fraction ``drop``
     is dropped, the smallest ones. Weighted with S and their former length they are merged as in TIES: where signs
     differ, those against the sign of the sum are dropped, and ``R_i`` is what stays of expert i over the number of
-    experts of whom something stays. Other tensors are merged so without a decomposition, nothing dropped. ``drop`` 0
-    takes, as published, neither directions nor signs: the mean of the ``c_i τ_i`` that are not 0. Stacks are merged
-    matrix by matrix. Where the sum of the experts is exactly 0 nobody is elected.
+    experts of whom something stays. Where the sum is exactly 0 nobody is elected. Other tensors are merged so without
+    a decomposition, nothing dropped. ``drop`` 0 takes, as published, neither directions nor signs: the mean of the
+    ``c_i τ_i`` that are not 0 (the official code also leaves out the coefficients). Stacks are merged matrix by matrix.
     Reference: Chaichana 2025, https://arxiv.org/abs/2505.23117
     """
 

@@ -146,6 +146,7 @@ class _Knots(WholeModelMethod):
         inner: dict[str, Value | Sequence[float]] = {
             "coefficient": coefficients,
             "density": densities,
+            "merge_func": "mean",
             "normalize": normalize,
             "lambda": 1.0,
             "merge_func": "mean",

@@ -54,8 +54,8 @@ class Ties(WholeModelMethod):
     so up to 65536 elements, see MagnitudeRanking). Trimmed over the whole model, as published, those that are at least
     as large as the ``int(d n)``-th (see Distribution), which leaves little of norms and biases. Signs are elected on
     weighted entries, 0 counts as plus, entries that are 0 never agree. ``merge_func``: ``mean`` divides the sum of the
-    weighted entries of that sign by the coefficients of the agreeing experts, unless ``normalize`` is false, ``sum``
-    does not, and ``max`` takes the largest of them.
+    weighted entries of that sign by the coefficients of the agreeing experts, unless ``normalize`` is false; ``sum``
+    does not; ``max`` takes the largest of them.
     Reference: Yadav 2023, section 4, https://arxiv.org/abs/2306.01708; weights as in mergekit.
     """
 

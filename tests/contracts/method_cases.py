@@ -17,7 +17,6 @@ SHAPE = (23, 31)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 BASE_IS_OPTIONAL = ("nuslerp", "multislerp")
-COMPRESSORS = ("bitdelta", "tswitch")  # store an expert in fewer bits, and no expert comes out as it was
 
 
 class Recorder(Mapping[str, Any]):

@@ -17,7 +17,6 @@ from evomerge.methods.base import MethodSpec
 from evomerge.methods.catalogue import SPECS, load_method
 from tests.contracts.method_cases import (
     BASE_IS_OPTIONAL,
-    COMPRESSORS,
     DTYPES,
     SHAPE,
     Recorder,
@@ -34,10 +33,10 @@ from tests.contracts.method_cases import (
 )
 
 # The state of these is one merged task vector.
-ONE_FOR_ALL = ("iso_c", "iso_cts", "wudi", "wudi2", "dc_merge", "do_merging", "svc", "opcm", "doge_ta")
+ONE_FOR_ALL = ("iso_c", "iso_cts", "wudi", "wudi2", "dc_merge", "do_merging", "opcm", "doge_ta", "svc")
 # These change even a single expert, whatever their values: pcb cuts its largest and smallest entries, doge_ta gives it
-# another length.
-NEVER_AN_EXPERT = ("pcb", "doge_ta")
+# another length, bitdelta and tswitch store it in fewer bits.
+NEVER_AN_EXPERT = ("pcb", "doge_ta", "bitdelta", "tswitch")
 
 every_method = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 
@@ -283,7 +282,7 @@ def test_lambda_scales_the_merged_task_vector(spec: MethodSpec) -> None:
 @every_method
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_one_expert_in_full_is_that_expert(spec: MethodSpec, dtype: torch.dtype) -> None:
-    if spec.min_experts > 1 or spec.name in (*NEVER_AN_EXPERT, *COMPRESSORS):
+    if spec.min_experts > 1 or spec.name in NEVER_AN_EXPERT:
         return
     base, experts = models(spec, (spec.needs_base or spec.name == "slerp", 1), dtype)
     out = merge(spec, base, experts, **{"t": 1.0, **whole(spec, 1)})  # P1
@@ -293,10 +292,8 @@ def test_one_expert_in_full_is_that_expert(spec: MethodSpec, dtype: torch.dtype)
 @every_method
 @pytest.mark.parametrize("normalize", [False, True])
 def test_equal_experts_give_that_expert(spec: MethodSpec, normalize: bool) -> None:
-    if spec.name in ("tsv_m", "dc_merge"):
-        return  # keep the largest directions of each, and equal experts have the same ones
-    if spec.name in (*NEVER_AN_EXPERT, *COMPRESSORS):
-        return
+    if spec.name in ("tsv_m", "dc_merge", *NEVER_AN_EXPERT):
+        return  # the first two keep the largest directions of each, and equal experts have the same ones
     count = most(spec)
     base, experts = models(spec, (spec.needs_base, 1))
     values = whole(spec, count)
