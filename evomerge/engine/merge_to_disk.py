@@ -128,6 +128,8 @@ def _write_weights(
                 try:
                     merger.write(merger.pending(recipe.model, slot), merged)
                 except MergeFailed as error:
+                    if slot.name in str(error):
+                        raise
                     raise MergeFailed(f"recipe: tensor {slot.name}: {error}") from error
                 try:
                     check_finite([(slot.name, checked_copy(None, merged))])

@@ -152,7 +152,7 @@ class TensorMerger:
         """Prepare one tensor, from memory when an earlier candidate did the same.
 
         Raises:
-            MergeFailed: hyperparameters are not finite.
+            MergeFailed: hyperparameters or a source's values are not finite.
         """
         node = self._node(node, slot)
         if isinstance(node, Source):
@@ -252,7 +252,7 @@ class TensorMerger:
         """Refuse values that a method might trim away or pass on."""
         if (source, slot.name) not in self._checked:
             if not bool(checked_copy(None, tensor).isfinite()) and not bool(tensor.isfinite().all()):
-                raise UserError(
+                raise MergeFailed(
                     f"model {source}: tensor {slot.name} holds NaN or infinite values, which cannot be merged. The "
                     "checkpoint is damaged or its training diverged: download it again or leave it out."
                 )

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from evomerge.engine import merge_to_disk as merging
 from evomerge.engine.merge_to_disk import merge_to_disk
 from evomerge.engine.output_directory import JOURNAL_NAME
-from evomerge.errors import UserError
+from evomerge.errors import MergeFailed, UserError
 from evomerge.recipes.recipe import Merge, Recipe, Rule, Source
 
 SHARD_BYTES = 70_000
@@ -175,7 +175,7 @@ def test_bad_values_leave_nothing(recipe: Recipe, place: Path) -> None:
     broken = torch.ones(100, 80)
     broken[3, 4] = float("nan")
     save(Path(source.model), 2, **{"part.20.net.weight": broken})
-    with pytest.raises(UserError, match=r"models/2: tensor part\.20\.net\.weight holds NaN .* download it again"):
+    with pytest.raises(MergeFailed, match=r"models/2: tensor part\.20\.net\.weight holds NaN .* download it again"):
         merge_to_disk(recipe, place / "out", shard_bytes=SHARD_BYTES)
     assert list(place.iterdir()) == []
 
