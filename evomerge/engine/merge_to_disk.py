@@ -125,7 +125,12 @@ def _write_weights(
         for slot in unit.slots:
             with torch.no_grad():
                 merged = torch.empty(slot.shape, dtype=unit.entries[0].dtype)
-                merger.write(merger.pending(recipe.model, slot), merged)
+                try:
+                    merger.write(merger.pending(recipe.model, slot), merged)
+                except MergeFailed as error:
+                    if slot.name in str(error):
+                        raise
+                    raise MergeFailed(f"recipe: tensor {slot.name}: {error}") from error
                 try:
                     check_finite([(slot.name, checked_copy(None, merged))])
                 except MergeFailed as error:

@@ -53,30 +53,61 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         UserError: the file is not safetensors, is truncated, or declares something impossible.
     """
     try:
+        file_bytes = path.stat().st_size
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if not 2 <= length <= MAX_HEADER_BYTES:
                 raise ValueError(f"its header would be {length} bytes long")
-            entries = json.loads(stream.read(length))
-        data_start, file_bytes = 8 + length, path.stat().st_size
-        infos = {name: _info(name, entry, data_start) for name, entry in entries.items() if name != "__metadata__"}
-        end = max((info.end for info in infos.values()), default=data_start)
-        if end > file_bytes:
-            raise ValueError(f"it is truncated: {file_bytes:,} bytes where its header asks for {end:,}")
+            if 8 + length > file_bytes:
+                raise ValueError(f"it is truncated: {file_bytes:,} bytes where its header alone has {8 + length:,}")
+            entries = json.loads(stream.read(length), object_pairs_hook=_without_duplicates)
+        infos = {name: _info(name, entry, 8 + length) for name, entry in entries.items() if name != "__metadata__"}
+        _check_places(infos, file_bytes)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except RecursionError:
+        raise UserError(f"{path}: not a readable safetensors file (its header is nested too deeply)") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}). Download or save it again.") from error
+        reason = f"{error.args[0]!r} is missing in its header" if isinstance(error, KeyError) else str(error)
+        raise UserError(
+            f"{path}: not a readable safetensors file ({reason[:300]}). Download or save it again."
+        ) from error
     return infos
 
 
 def _info(name: str, entry: Any, data_start: int) -> TensorInfo:
-    dtype, shape, (start, end) = entry["dtype"], tuple(map(int, entry["shape"])), entry["data_offsets"]
-    if dtype not in DTYPE_BYTES:
+    if not isinstance(entry, dict):
+        raise ValueError(f"tensor {name} is described by {type(entry).__name__} instead of an object")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise ValueError(f"tensor {name} has the unknown dtype {dtype}")
-    if start < 0 or end - start != math.prod(shape) * DTYPE_BYTES[dtype]:
+    whole = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
+    if not whole or not all(type(number) is int and number >= 0 for number in (*shape, *offsets)):
+        raise ValueError(f"tensor {name} has the impossible shape {shape} or bytes {offsets}")
+    start, end = offsets
+    if end - start != math.prod(shape) * DTYPE_BYTES[dtype]:
         raise ValueError(f"tensor {name} of shape {shape} does not fill bytes {start}..{end}")
-    return TensorInfo(dtype, shape, data_start + start, data_start + end)
+    return TensorInfo(dtype, tuple(shape), data_start + start, data_start + end)
+
+
+def _check_places(infos: dict[str, TensorInfo], file_bytes: int) -> None:
+    position, before = 0, ""
+    for name, info in sorted(infos.items(), key=lambda entry: (entry[1].start, entry[1].end)):
+        if info.end > file_bytes:
+            raise ValueError(f"it is truncated: {file_bytes:,} bytes where tensor {name} ends at {info.end:,}")
+        if info.start < position and info.num_bytes:
+            raise ValueError(f"tensors {before} and {name} overlap")
+        if info.num_bytes:
+            position, before = info.end, name
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice} is described twice")
+    return found
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -113,13 +113,24 @@ def _resolve(name: str, revision: str | None, role: Role) -> Path:
         from evomerge.zoo.catalogue import locate
 
         return locate(name.removeprefix(ZOO_PREFIX))
-    path = Path(name).expanduser()
+    path = _as_path(name, role)
     if path.is_dir() or (path.is_file() and path.suffix == ".safetensors" and role == "model"):
         _check_complete(path, role)
         return path
     if _looks_local(name):
         raise UserError(_not_there(name, role))
     return _download(name, revision, role)
+
+
+def _as_path(name: str, role: Role) -> Path:
+    try:
+        path = Path(name).expanduser()
+        path.exists()  # raises where no file could have that name
+    except (OSError, ValueError, RuntimeError) as error:
+        shown = repr(name if len(name) < 100 else name[:100] + "...")
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{role} {shown}: no such directory ({reason})") from error
+    return path
 
 
 def _describe(source: Source, name: str, revision: str | None, role: Role) -> SourceStatus:
@@ -135,8 +146,12 @@ def _describe(source: Source, name: str, revision: str | None, role: Role) -> So
             return SourceStatus(source, "zoo_to_build", f"not built yet; run: evomerge zoo build {zoo_name}")
         except UserError as error:
             return SourceStatus(source, "missing", str(error))
+    try:
+        here = _as_path(name, role).exists()
+    except UserError as error:
+        return SourceStatus(source, "missing", str(error))
     path = Path(name).expanduser()
-    if path.exists() or _looks_local(name):
+    if here or _looks_local(name):
         try:
             return SourceStatus(source, "local", f"in {path}", _resolve(name, revision, role))
         except UserError as error:

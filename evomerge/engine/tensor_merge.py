@@ -26,6 +26,7 @@ from evomerge.engine.surveys import Surveys
 from evomerge.engine.tensor_threads import TensorThreads
 from evomerge.errors import MergeFailed, UserError
 from evomerge.methods.base import TensorContext, Value
+from evomerge.methods.elementwise import checked_copy
 from evomerge.methods.whole_model import Statistics, WholeModelMethod
 from evomerge.recipes.recipe import Merge, Node, Recipe, Source
 
@@ -95,6 +96,7 @@ class TensorMerger:
         self._lock = threading.Lock()
         self._prepared_elements = 0
         self._candidate = 0
+        self._checked: set[tuple[Source, str]] = set()  # tensors known to be finite
         self._plans: dict[int, MergePlan] = {}  # by id of the node, which its plan keeps alive
         self._key_numbers: dict[Any, int] = {}
         self._surveys = Surveys()
@@ -123,7 +125,7 @@ class TensorMerger:
         """Prepare one tensor, from memory when an earlier candidate did the same.
 
         Raises:
-            MergeFailed: hyperparameters are not finite.
+            MergeFailed: hyperparameters or a source's values are not finite.
         """
         node = self._node(node, slot)
         if isinstance(node, Source):
@@ -243,10 +245,22 @@ class TensorMerger:
 
     def _input(self, node: Node, slot: Slot) -> Tensor:
         if isinstance(node, Source):
-            return self.models.get(node).tensor(slot.name).to(self.device)
+            tensor = self.models.get(node).tensor(slot.name).to(self.device)
+            self._check_source(node, slot, tensor)
+            return tensor
         result = torch.empty(slot.shape, dtype=torch.float32, device=self.device)
         self.write(self.pending(node, slot), result)
         return result
+
+    def _check_source(self, source: Source, slot: Slot, tensor: Tensor) -> None:
+        """Refuse values that a method might trim away or pass on."""
+        if (source, slot.name) not in self._checked:
+            if not bool(checked_copy(None, tensor).isfinite()) and not bool(tensor.isfinite().all()):
+                raise MergeFailed(
+                    f"model {source}: tensor {slot.name} holds NaN or infinite values, which cannot be merged. The "
+                    "checkpoint is damaged or its training diverged: download it again or leave it out."
+                )
+            self._checked.add((source, slot.name))
 
     def _input_bytes(self, plan: MergePlan, slot: Slot) -> int:
         """Bytes of inputs that are not views of mapped files, which a state may hold on to."""

@@ -149,7 +149,6 @@ class _Knots(WholeModelMethod):
             "merge_func": "mean",
             "normalize": normalize,
             "lambda": 1.0,
-            "merge_func": "mean",
         }
         self.inner.apply(state.inner, inner, merged)
         with one_thread():

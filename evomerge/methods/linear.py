@@ -56,7 +56,10 @@ class Linear(MergeMethod):
             return
         total = sum(coefficients) if state.is_mean else 1.0
         if abs(total) < SMALLEST_SUM:
-            raise MergeFailed(f"linear: the coefficients {list(coefficients)} sum to 0 and cannot be normalized")
+            raise MergeFailed(
+                f"linear: the coefficients {list(coefficients)} sum to 0 and cannot be normalized; change them, or set "
+                "normalize: false"
+            )
         others = [index for index in range(len(experts)) if index not in state.equal]
         first = sum(coefficients[index] for index in state.equal)
         weights = [first, *(coefficients[index] for index in others)]
