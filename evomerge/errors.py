@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+MAX_PROBLEMS = 50
+MAX_SHOWN = 600  # characters
+
 
 class EvomergeError(Exception):
     """Root of all errors raised on purpose."""
@@ -37,6 +40,22 @@ class InvalidInput(UserError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def few_problems(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    """The first problems, each cut to a readable length, and how many more there are."""
+    shown = [
+        Problem(
+            *(
+                text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+                for text in (entry.where, entry.message)
+            )
+        )
+        for entry in problems[:MAX_PROBLEMS]
+    ]
+    if len(problems) > MAX_PROBLEMS:
+        shown.append(Problem("", f"and {len(problems) - MAX_PROBLEMS} more problems"))
+    return tuple(shown)
 
 
 class DataNotHere(InvalidInput):

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
 MAX_YAML_BYTES = 16 * 2**20
+MAX_YAML_DEPTH = 200
+MAX_YAML_VALUES = 500_000  # with every alias written out: a few lines of aliases can stand for billions
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -41,6 +43,23 @@ class _StrictLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, message, key_node.start_mark)
             seen.add(key_node.value)
         return super().construct_mapping(node, deep=deep)
+
+    def fetch_flow_collection_start(self, token_class: type[Any]) -> None:
+        self._check_depth(self.flow_level)
+        super().fetch_flow_collection_start(token_class)
+
+    def add_indent(self, column: int) -> bool:
+        self._check_depth(len(self.indents))
+        return bool(super().add_indent(column))
+
+    def _check_depth(self, depth: int) -> None:
+        if depth > MAX_YAML_DEPTH:  # the scanner's time grows with the square of the depth
+            raise yaml.scanner.ScannerError(None, None, "nested too deeply", self.get_mark())
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MAX_YAML_VALUES // 10:
+            raise yaml.constructor.ConstructorError(None, None, "too many keys are merged with <<", node.start_mark)
 
 
 _SCALARS = (
@@ -163,8 +182,14 @@ def parse_yaml_mapping(text: str, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         kind = {"list": "a list", "str": "text"}.get(type(value).__name__, f"a {type(value).__name__}")
         raise InvalidInput([Problem(where, f"expected `key: value` lines at the top, found {kind}")])
-    if _has_cycle(value, ()):
+    try:
+        size = _written_out(value, {})
+    except RecursionError:
+        raise InvalidInput([Problem(where, "nested too deeply")]) from None
+    if size < 0:
         raise InvalidInput([Problem(where, "an alias (*name) contains itself")])
+    if size > MAX_YAML_VALUES:
+        raise InvalidInput([Problem(where, f"more than {MAX_YAML_VALUES:,} values with aliases (*name) written out")])
     return value
 
 
@@ -181,13 +206,19 @@ def _syntax_problem(error: yaml.MarkedYAMLError, where: str) -> Problem:
     return Problem(place, message)
 
 
-def _has_cycle(value: Any, above: tuple[int, ...]) -> bool:
+def _written_out(value: Any, sizes: dict[int, int]) -> int:
+    """How many values there are with every alias written out, below 0 when an alias contains itself.
+
+    Each list and mapping is looked into once, however often it is named.
+    """
     if not isinstance(value, dict | list):
-        return False
-    if id(value) in above:
-        return True
-    inside = value.values() if isinstance(value, dict) else value
-    return any(_has_cycle(item, (*above, id(value))) for item in inside)
+        return 1
+    key = id(value)
+    if key not in sizes:
+        sizes[key] = -1  # found again before its size is known: it contains itself
+        inside = [_written_out(item, sizes) for item in (value.values() if isinstance(value, dict) else value)]
+        sizes[key] = -1 if min(inside, default=0) < 0 else 1 + sum(inside)
+    return sizes[key]
 
 
 def pydantic_problems(error: ValidationError, where: str, known: type[BaseModel]) -> list[Problem]:
@@ -295,4 +326,9 @@ def _dotted(keys: list[int | str]) -> str:
 
 def is_finite_number(value: Any) -> bool:
     """Whether a YAML value is a number to compute with: int or float, finite, and not a bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from evomerge.errors import InvalidInput
+from evomerge.errors import InvalidInput, few_problems
 from evomerge.recipes.mergekit_reader import MergekitReader
 from evomerge.recipes.mergekit_writer import NotExpressible, format_mergekit
 from evomerge.recipes.recipe import Recipe
@@ -38,5 +38,5 @@ def recipe_from_mergekit(entries: Mapping[str, Any], where: str) -> Recipe:
     recipe = reader.recipe(entries)
     problems = reader.problems or (recipe_problems(recipe, where) if recipe is not None else [])
     if problems or recipe is None:
-        raise InvalidInput(list(dict.fromkeys(problems)))
+        raise InvalidInput(few_problems(list(dict.fromkeys(problems))))
     return recipe

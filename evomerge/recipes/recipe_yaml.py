@@ -42,7 +42,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import InvalidInput, Problem
+from evomerge.errors import InvalidInput, Problem, few_problems
 from evomerge.recipes.recipe import Merge, Node, Recipe, Rule, Source
 from evomerge.recipes.recipe_reader import SOURCE_KEYS, RecipeReader, parse_source
 from evomerge.recipes.validate import recipe_problems
@@ -90,7 +90,7 @@ def recipe_from_mapping(entries: Mapping[str, Any], where: str) -> Recipe:
             if not any(problem.where.startswith(place) or place.startswith(problem.where) for place in broken):
                 problems.append(problem)
     if problems or recipe is None:
-        raise InvalidInput(problems)
+        raise InvalidInput(few_problems(problems))
     return recipe
 
 
