@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evomerge.engine.adapted_models import open_for_output
 from evomerge.engine.model_card import model_card
 from evomerge.engine.model_tensors import ModelTensors, OpenModels
 from evomerge.engine.shard_writer import (
@@ -23,7 +24,7 @@ from evomerge.engine.shard_writer import (
 from evomerge.engine.tensor_merge import OutputDtype, TensorMerger, check_finite
 from evomerge.engine.tensor_threads import TensorThreads
 from evomerge.methods.elementwise import checked_copy
-from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.recipe import Node, Recipe
 
 # Everything beside the weights that scoring or serving reads. Copied as it is from the recipe's reference.
 COPIED = (
@@ -62,12 +63,12 @@ def merge_to_disk(
     """
     out_dir = Path(out_dir)
     check_output_dir(out_dir)
-    models = OpenModels(recipe.reference, recipe.sources)
+    models, root = open_for_output(recipe)
     entries = _plan(recipe, models)
     with atomic_directory(out_dir, sum(entry.num_bytes for entry in entries)) as directory:
         writer = ShardWriter(directory, entries, shard_bytes)
         try:
-            _write_weights(recipe, models, writer, progress)
+            _write_weights(root, models, writer, progress)
         finally:
             writer.close()
         reference = models.get(recipe.reference)
@@ -80,26 +81,27 @@ def merge_to_disk(
 def _plan(recipe: Recipe, models: OpenModels) -> list[TensorEntry]:
     output = OutputDtype(recipe, models)
     entries = [TensorEntry(slot.name, output.of(slot), slot.shape) for slot in models.architecture.slots]
-    reference = models.get(recipe.reference)
     for name in models.architecture.buffers:
-        if reference.has(name):
-            buffer = reference.tensor(name)
+        buffer = models.buffer(name)
+        if buffer is not None:
             entries.append(TensorEntry(name, buffer.dtype, tuple(buffer.shape)))
     return entries
 
 
-def _write_weights(recipe: Recipe, models: OpenModels, writer: ShardWriter, progress: Progress | None) -> None:
+def _write_weights(root: Node, models: OpenModels, writer: ShardWriter, progress: Progress | None) -> None:
     merger = TensorMerger(models, torch.device("cpu"), state_memory_bytes=0)
-    merger.start_candidate(recipe.model)
-    slots, reference = models.architecture.by_name, models.get(recipe.reference)
+    merger.start_candidate(root)
+    slots = models.architecture.by_name
 
     def merge(entry: TensorEntry) -> Tensor:
         slot = slots.get(entry.name)
         if slot is None:
-            return reference.tensor(entry.name)
+            buffer = models.buffer(entry.name)
+            assert buffer is not None
+            return buffer
         with torch.no_grad():
             merged = torch.empty(entry.shape, dtype=entry.dtype)
-            merger.write(merger.pending(recipe.model, slot), merged)
+            merger.write(merger.pending(root, slot), merged)
             check_finite([(entry.name, checked_copy(None, merged))])
         models.release(slot)
         return merged
@@ -124,7 +126,7 @@ def _copy_files(source: Path, directory: Path) -> None:
 
 
 def _write_config(recipe: Recipe, models: OpenModels, reference: ModelTensors, directory: Path) -> None:
-    config = json.loads((reference.directory / "config.json").read_text())
+    config = models.config_json()
     if recipe.dtype is not None:
         _set_dtype(config, recipe.dtype)
         for part in config.values():

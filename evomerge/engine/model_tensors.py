@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -159,17 +161,19 @@ class ModelTensors:
 class OpenModels:
     """The sources of one or many recipes, opened once and known to fit together."""
 
-    def __init__(self, reference: Source, sources: Iterable[Source]) -> None:
+    def __init__(self, reference: Source, sources: Iterable[Source], tie: bool | None = None) -> None:
         """Open every source and check that they fit.
 
         Args:
             reference: lends the architecture.
             sources: further models; repeated ones are opened once.
+            tie: overrides whether head and embeddings are one tensor.
 
         Raises:
             InvalidInput: models that are missing, broken or do not fit, all at once, with tensors and shapes.
         """
         self.reference = reference
+        self._tie = tie
         self._models: dict[Source, ModelTensors] = {}
         problems: list[Problem] = []
         for source in dict.fromkeys((reference, *sources)):
@@ -202,6 +206,24 @@ class OpenModels:
         """
         self._check(self._models.values())
 
+    def num_blocks(self, source: Source) -> int:
+        """Depth of a source."""
+        return self.architecture.num_blocks
+
+    def output_dtype(self, reference: Source, slot: Slot) -> torch.dtype:
+        """Dtype in which the result holds a tensor when the recipe names none."""
+        return self.get(reference).dtype(slot.name)
+
+    def buffer(self, name: str) -> Tensor | None:
+        """A buffer of the result, None where the reference has none."""
+        reference = self.get(self.reference)
+        return reference.tensor(name) if reference.has(name) else None
+
+    def config_json(self) -> dict[str, Any]:
+        """The configuration of the result, as far as models decide it."""
+        config: dict[str, Any] = json.loads((self.get(self.reference).directory / "config.json").read_text())
+        return config
+
     @property
     def file_bytes(self) -> int:
         """Bytes of all mapped files."""
@@ -219,7 +241,7 @@ class OpenModels:
 
     def _find_architecture(self) -> Architecture:
         reference = self._models[self.reference]
-        architecture = Architecture.of_directory(reference.directory)
+        architecture = Architecture.of_directory(reference.directory, self._tie)
         # One untied model makes the merged model untied: its head is a tensor of its own.
         if architecture.is_tied and not all(model.is_tied(architecture) for model in self._models.values()):
             return Architecture.of_directory(reference.directory, tie=False)

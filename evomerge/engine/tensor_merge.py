@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from evomerge.engine.architecture import Slot
+from evomerge.engine.block_places import BlockPlaces
 from evomerge.engine.model_tensors import OpenModels
 from evomerge.errors import InvalidInput, MergeFailed, Problem, UserError
 from evomerge.methods.base import MergeMethod, MethodSpec, TensorContext, Value
 from evomerge.methods.catalogue import get_spec, load_method
-from evomerge.recipes.recipe import Merge, Node, Recipe, Source
+from evomerge.recipes.recipe import Merge, Node, Recipe, Source, Stack, children
 from evomerge.recipes.resolve import resolve_values
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -63,7 +64,7 @@ class MergePlan:
         self.inputs = (*(() if node.base is None else (node.base,)), *self.experts)
         self.expert_keys = tuple(name for name, _ in node.experts)
         _check_models(node, self.spec)
-        self._num_blocks = num_blocks
+        self.num_blocks = num_blocks
         self._structural = frozenset(entry.name for entry in self.spec.hyperparameters if entry.structural)
         self._split: dict[int, tuple[Mapping[str, Any], dict[str, Value], Values]] = {}  # by id of resolved values
 
@@ -73,7 +74,7 @@ class MergePlan:
         Raises:
             MergeFailed: a value is NaN or infinite.
         """
-        resolved: Mapping[str, Any] = resolve_values(self.node, slot.name, slot.block, slot.component, self._num_blocks)
+        resolved: Mapping[str, Any] = resolve_values(self.node, slot.name, slot.block, slot.component, self.num_blocks)
         if id(resolved) not in self._split:
             for name, value in resolved.items():
                 numbers = value if isinstance(value, tuple) else (value,)
@@ -93,11 +94,14 @@ class PendingTensor:
         slot: which tensor.
         constant: names the result where no hyperparameter can change it (a source alone, experts that all equal the
             base); None otherwise. Equal names stand for equal bits.
+        node: what is written; of a stack the part that holds the tensor.
+        place: the tensor as ``node`` counts its blocks.
     """
 
     slot: Slot
     constant: Hashable | None
-    node: Node
+    node: Source | Merge
+    place: Slot
     state: Any = None
     values: Values | None = None
 
@@ -129,6 +133,7 @@ class TensorMerger:
         self._candidate = 0
         self._plans: dict[int, MergePlan] = {}  # by id of the node, which its plan keeps alive
         self._key_numbers: dict[Any, int] = {}
+        self._places = BlockPlaces(models.num_blocks, models.architecture)
 
     def start_candidate(self, root: Node) -> None:
         """Look up the methods of a new recipe and forget the plans of the last one.
@@ -140,6 +145,12 @@ class TensorMerger:
         self._plans = {}
         self.not_kept = set()
         self._add_plans(root)
+        depth, expected = self._places.depth(root), self.models.architecture.num_blocks
+        if depth != expected:
+            raise UserError(
+                f"the recipe makes a model of {depth} blocks, the one in memory has {expected}: merge it to disk "
+                "(evomerge merge) and use the directory as a model"
+            )
 
     def pending(self, node: Node, slot: Slot) -> PendingTensor:
         """Prepare one tensor, from memory when an earlier candidate did the same.
@@ -147,25 +158,29 @@ class TensorMerger:
         Raises:
             MergeFailed: hyperparameters are not finite.
         """
-        if isinstance(node, Source):
-            return PendingTensor(slot, ("source", node), node)
-        plan = self._plans[id(node)]
-        structural, values = plan.values(slot)
-        key = self._key(plan, structural, slot)
+        part, place = self._places.locate(node, slot)
+        if isinstance(part, Source):
+            return PendingTensor(slot, ("source", part, place.name), part, place)
+        assert isinstance(part, Merge)
+        plan = self._plans[id(part)]
+        structural, values = plan.values(place)
+        key = self._key(plan, structural, place)
         prepared = self._kept.get(key)
         if prepared is None:
-            prepared = self._prepare(plan, structural, slot, reused=key not in self._too_large)
+            prepared = self._prepare(plan, structural, place, reused=key not in self._too_large)
             with self._lock:
-                self._keep(key, prepared, slot)
+                self._keep(key, prepared, place)
         prepared.last_used = self._candidate
-        return PendingTensor(slot, ("merge", key) if prepared.is_constant else None, node, prepared.state, values)
+        constant = ("merge", key) if prepared.is_constant else None
+        return PendingTensor(slot, constant, part, place, prepared.state, values)
 
     def is_prepared(self, node: Node, slot: Slot) -> bool:
         """Whether ``pending`` has nothing to prepare that could be kept."""
-        if isinstance(node, Source):
+        part, place = self._places.locate(node, slot)
+        if isinstance(part, Source):
             return True
-        plan = self._plans[id(node)]
-        key = self._key(plan, plan.values(slot)[0], slot)
+        plan = self._plans[id(part)]
+        key = self._key(plan, plan.values(place)[0], place)
         return key in self._kept or key in self._too_large
 
     def write(self, pending: PendingTensor, out: Tensor) -> None:
@@ -175,11 +190,11 @@ class TensorMerger:
             UserError: values the method does not take, for example a density of 0.
         """
         if isinstance(pending.node, Source):
-            out.copy_(self.models.get(pending.node).tensor(pending.slot.name))
+            out.copy_(self.models.get(pending.node).tensor(pending.place.name))
             return
         plan, state = self._plans[id(pending.node)], pending.state
         if state is None:
-            state = self._state(plan, plan.values(pending.slot)[0], pending.slot, reused=False)
+            state = self._state(plan, plan.values(pending.place)[0], pending.place, reused=False)
         assert pending.values is not None
         try:
             plan.method.apply(state, pending.values, out)
@@ -194,14 +209,18 @@ class TensorMerger:
         if isinstance(node, Source):
             self.models.get(node)
             return
+        if isinstance(node, Stack):
+            for part in node.parts:
+                self._add_plans(part.node)
+            return
         if id(node) in self._plans:
             return
-        plan = MergePlan(node, self.models.architecture.num_blocks)
+        for child in children(node):
+            self._add_plans(child)
+        plan = MergePlan(node, self._places.depth(node))
         inputs = (node.method, node.base, node.experts, node.seed)
         plan.key_number = self._key_numbers.setdefault(inputs, len(self._key_numbers))
         self._plans[id(node)] = plan
-        for child in plan.inputs:
-            self._add_plans(child)
 
     def _prepare(self, plan: MergePlan, structural: dict[str, Value], slot: Slot, reused: bool) -> _Prepared:
         started = time.perf_counter()
@@ -223,13 +242,14 @@ class TensorMerger:
         base = None if node.base is None else self._input(node.base, slot)
         experts = [self._input(source, slot) for source in plan.experts]
         reused = reused and self.state_memory_bytes > 0
-        place = (slot.component, slot.block, self.models.architecture.num_blocks)
+        place = (slot.component, slot.block, plan.num_blocks)
         context = TensorContext(slot.name, node.seed, plan.expert_keys, reused, *place)
         return plan.method.prepare(base, experts, structural, context)
 
     def _input(self, node: Node, slot: Slot) -> Tensor:
-        if isinstance(node, Source):
-            return self.models.get(node).tensor(slot.name).to(self.device)
+        part, place = self._places.locate(node, slot)
+        if isinstance(part, Source):
+            return self.models.get(part).tensor(place.name).to(self.device)
         result = torch.empty(slot.shape, dtype=torch.float32, device=self.device)
         self.write(self.pending(node, slot), result)
         return result
@@ -238,10 +258,11 @@ class TensorMerger:
         """Bytes of inputs that are not views of mapped files, which a state may hold on to."""
         total = 0
         for node in plan.inputs:
-            if isinstance(node, Merge):
+            part, place = self._places.locate(node, slot)
+            if not isinstance(part, Source):
                 total += 4 * slot.num_elements
-            elif self.device.type != "cpu" or not self.models.get(node).is_mapped(slot.name):
-                total += self.models.get(node).dtype(slot.name).itemsize * slot.num_elements
+            elif self.device.type != "cpu" or not self.models.get(part).is_mapped(place.name):
+                total += self.models.get(part).dtype(place.name).itemsize * slot.num_elements
         return total
 
     def _keep(self, key: Any, prepared: _Prepared, slot: Slot) -> None:
@@ -276,11 +297,11 @@ class OutputDtype:
         if recipe.dtype is not None and recipe.dtype not in DTYPES:
             raise UserError(f"recipe: dtype {recipe.dtype!r} is unknown; expected one of {', '.join(DTYPES)}")
         self._dtype = None if recipe.dtype is None else DTYPES[recipe.dtype]
-        self._reference = models.get(recipe.reference)
+        self._models, self._reference = models, recipe.reference
 
     def of(self, slot: Slot) -> torch.dtype:
         """Dtype of one tensor."""
-        return self._dtype or self._reference.dtype(slot.name)
+        return self._dtype or self._models.output_dtype(self._reference, slot)
 
 
 def check_finite(sums: list[tuple[str, Tensor]]) -> None:

@@ -49,11 +49,11 @@ def format_mergekit(recipe: Recipe, num_blocks: int, tensors: Sequence[TensorPla
     from evomerge.methods.catalogue import get_spec
 
     merge = recipe.model
-    if isinstance(merge, Source):
+    if not isinstance(merge, Merge):
         raise NotExpressible("the recipe is one model, not a merge")
     if merge.method not in DIALECT:
         raise NotExpressible(f"mergekit has no method {merge.method}")
-    if any(isinstance(node, Merge) for node in (merge.base, *(expert for _, expert in merge.experts))):
+    if any(not isinstance(node, Source) for node in (merge.base, *(expert for _, expert in merge.experts))):
         raise NotExpressible("a merge of merges needs several mergekit files")
     places = tuple(tensors) if tensors is not None else llama_tensors(num_blocks)
     text = _Writer(recipe, merge, get_spec(merge.method), num_blocks, places).text()

@@ -90,7 +90,41 @@ class Merge:
         return dict(self.parameters).get(name, ())
 
 
-Node = Source | Merge
+@dataclass(frozen=True)
+class StackPart:
+    """Some blocks of a model.
+
+    Attributes:
+        node: the model: a source, a merge or a stack.
+        start: its first block that is taken.
+        end: the block behind the last one that is taken.
+    """
+
+    node: Node
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A model made of blocks of others, one part after the other; blocks may repeat, be skipped or change places.
+
+    Tensors before the blocks (embeddings) are those of the first part's node, tensors after the blocks (final norm,
+    head) those of the last part's.
+
+    Attributes:
+        parts: at least one.
+    """
+
+    parts: tuple[StackPart, ...]
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks of the stacked model."""
+        return sum(part.end - part.start for part in self.parts)
+
+
+Node = Source | Merge | Stack
 
 
 @dataclass(frozen=True)
@@ -128,15 +162,20 @@ def _walk(node: Node) -> Iterator[Source]:
     if isinstance(node, Source):
         yield node
         return
-    if node.base is not None:
-        yield from _walk(node.base)
-    for _, expert in node.experts:
-        yield from _walk(expert)
+    for inner in children(node):
+        yield from _walk(inner)
+
+
+def children(node: Node) -> tuple[Node, ...]:
+    """The nodes right below a node: of a merge its base and experts, of a stack the nodes of its parts."""
+    if isinstance(node, Merge):
+        return (*(() if node.base is None else (node.base,)), *(expert for _, expert in node.experts))
+    return tuple(part.node for part in node.parts) if isinstance(node, Stack) else ()
 
 
 def canonical(thing: Any) -> Any:
     """JSON-ready form in which equal recipes are equal: tagged nodes, default fields left out, no negative zeros."""
-    if isinstance(thing, Recipe | Merge | Source | Rule):
+    if type(thing) in _DEFAULTS:
         entries: dict[str, Any] = {"is": type(thing).__name__}
         for name, default in _DEFAULTS[type(thing)].items():
             value = getattr(thing, name)
@@ -158,4 +197,5 @@ def _defaults(cls: type[Any]) -> dict[str, Any]:
     }
 
 
-_DEFAULTS: dict[type[Any], dict[str, Any]] = {cls: _defaults(cls) for cls in (Recipe, Merge, Source, Rule)}
+_TAGGED: tuple[type[Any], ...] = (Recipe, Merge, Source, Rule, Stack, StackPart)
+_DEFAULTS: dict[type[Any], dict[str, Any]] = {cls: _defaults(cls) for cls in _TAGGED}

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from evomerge.errors import did_you_mean
-from evomerge.recipes.recipe import Merge, Node, Recipe, Rule, Scalar, Source
+from evomerge.recipes.recipe import Merge, Node, Recipe, Rule, Scalar, Source, Stack, StackPart
 from evomerge.recipes.validate import MAX_DEPTH
 from evomerge.yaml_files import is_finite_number
 
 MERGE_KEYS = ("method", "base", "experts", "parameters", "seed")
 ROOT_KEYS = ("dtype", "tokenizer", "options")
 SOURCE_KEYS = ("model", "revision", "adapter", "adapter_revision")
+STACK_KEYS = ("from", "blocks")
 RULE_KEYS = ("value", "blocks", "component", "expert", "contains", "outside_blocks")
 
 
@@ -35,9 +36,7 @@ class RecipeReader:
 
     def recipe(self, entries: Mapping[str, Any]) -> Recipe | None:
         """The recipe, as far as it could be understood; None when not even its method could."""
-        is_source = "model" in entries and "method" not in entries
-        self._check_keys(entries, "", (("model",) if is_source else MERGE_KEYS) + ROOT_KEYS)
-        model: Node | None = self.source(entries["model"], "model") if is_source else self._merge(entries, "", 0)
+        model = self._root(entries)
         tokenizer = None if entries.get("tokenizer") is None else self.source(entries["tokenizer"], "tokenizer")
         dtype = entries.get("dtype")
         if dtype is not None and not isinstance(dtype, str):
@@ -45,6 +44,16 @@ class RecipeReader:
             dtype = None
         options = self._options(entries.get("options"))
         return None if model is None else Recipe(model, dtype, tokenizer, options)
+
+    def _root(self, entries: Mapping[str, Any]) -> Node | None:
+        if "stack" in entries and "method" not in entries:
+            self._check_keys(entries, "", ("stack", *ROOT_KEYS))
+            return self._stack(entries["stack"], "stack", 0)
+        if "model" in entries and "method" not in entries:
+            self._check_keys(entries, "", ("model", *ROOT_KEYS))
+            return self.source(entries["model"], "model")
+        self._check_keys(entries, "", MERGE_KEYS + ROOT_KEYS)
+        return self._merge(entries, "", 0)
 
     def source(self, value: Any, key: str) -> Source | None:
         """A model written as text or as a mapping."""
@@ -90,7 +99,35 @@ class RecipeReader:
         if isinstance(value, Mapping) and "method" in value:
             self._check_keys(value, key, MERGE_KEYS)
             return self._merge(value, key, depth)
+        if isinstance(value, Mapping) and "stack" in value:
+            self._check_keys(value, key, ("stack",))
+            return self._stack(value["stack"], f"{key}.stack", depth)
         return self.source(value, key)
+
+    def _stack(self, value: Any, key: str, depth: int) -> Stack | None:
+        if depth > MAX_DEPTH:
+            self._problem(key, f"recipes are nested deeper than {MAX_DEPTH}")
+            return None
+        if not isinstance(value, list) or not value:
+            self._problem(key, f"expected a list of {{from: model, blocks: [first, last]}}, got {value!r}")
+            return None
+        parts = []
+        for index, item in enumerate(value):
+            place = f"{key}[{index}]"
+            if not isinstance(item, Mapping):
+                self._problem(place, f"expected {{from: model, blocks: [first, last]}}, got {item!r}")
+                continue
+            self._check_keys(item, place, STACK_KEYS)
+            missing = [name for name in STACK_KEYS if item.get(name) is None]
+            for name in missing:
+                self._problem(f"{place}.{name}", "missing; it is required")
+            if missing:
+                continue
+            node = self._node(item["from"], f"{place}.from", depth + 1)
+            blocks = self._blocks(item["blocks"], f"{place}.blocks")
+            # A placeholder keeps the number of parts right for the checks that follow.
+            parts.append(StackPart(node if node is not None else Source("?"), *(blocks or (0, 1))))
+        return Stack(tuple(parts)) if parts else None
 
     def _merge(self, entries: Mapping[str, Any], key: str, depth: int) -> Merge | None:
         if depth > MAX_DEPTH:

@@ -24,7 +24,12 @@ The own form::
 ``blocks`` is ``[first, last]``, both included, or one block. Further keys of a rule: ``component`` (attention, mlp,
 norms, embeddings, head, other, or ``regex:pattern``), ``expert``, ``contains`` (part of a tensor name),
 ``outside_blocks``. A list of two or more numbers is a gradient: values at equally spaced places of the rule's blocks,
-linear between them; tensors outside the blocks take its first number. A file may also be just ``model: <source>``.
+linear between them; tensors outside the blocks take its first number. A file may also be just ``model: <source>``, or
+a stack of blocks, which may stand wherever a merge may::
+
+    stack:                             # blocks of models one after the other, both ends included
+      - {from: zoo:smollm2-135m, blocks: [0, 19]}
+      - {from: {method: linear, experts: {...}}, blocks: [10, 29]}
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import InvalidInput, Problem
-from evomerge.recipes.recipe import Merge, Node, Recipe, Rule, Source
+from evomerge.recipes.recipe import Merge, Node, Recipe, Rule, Source, Stack
 from evomerge.recipes.recipe_reader import RecipeReader, parse_source
 from evomerge.recipes.validate import recipe_problems
 from evomerge.yaml_files import format_flow, parse_yaml_mapping, read_yaml_mapping
@@ -91,7 +96,7 @@ def format_recipe(recipe: Recipe) -> str:
     if isinstance(recipe.model, Source):
         lines.append(f"model: {format_flow(_source_value(recipe.model))}")
     else:
-        lines.extend(_merge_lines(recipe.model, ""))
+        lines.extend(_inner_lines(recipe.model, ""))
     if recipe.dtype is not None:
         lines.append(f"dtype: {recipe.dtype}")
     if recipe.tokenizer is not None:
@@ -107,6 +112,21 @@ def _source_value(source: Source) -> Any:
         return text
     fields = ("model", "revision", "adapter", "adapter_revision")
     return {name: getattr(source, name) for name in fields if getattr(source, name) is not None}
+
+
+def _inner_lines(node: Merge | Stack, indent: str) -> Iterator[str]:
+    if isinstance(node, Merge):
+        yield from _merge_lines(node, indent)
+        return
+    yield f"{indent}stack:"
+    for part in node.parts:
+        blocks = [part.start, part.end - 1]
+        if isinstance(part.node, Source):
+            yield f"{indent}  - {format_flow({'from': _source_value(part.node), 'blocks': blocks})}"
+        else:
+            yield f"{indent}  - blocks: {format_flow(blocks)}"
+            yield f"{indent}    from:"
+            yield from _inner_lines(part.node, indent + "      ")
 
 
 def _merge_lines(merge: Merge, indent: str) -> Iterator[str]:
@@ -135,7 +155,7 @@ def _node_lines(name: str, node: Node, indent: str) -> Iterator[str]:
         yield f"{indent}{format_flow(name)}: {format_flow(_source_value(node))}"
     else:
         yield f"{indent}{format_flow(name)}:"
-        yield from _merge_lines(node, indent + "  ")
+        yield from _inner_lines(node, indent + "  ")
 
 
 def _compact(rules: tuple[Rule, ...]) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from evomerge.errors import Problem, UserError, did_you_mean
 from evomerge.methods.base import Hyperparameter, MethodSpec
-from evomerge.recipes.recipe import COMPONENTS, Merge, Node, Recipe, Rule, Scalar, Source
+from evomerge.recipes.recipe import COMPONENTS, Merge, Node, Recipe, Rule, Scalar, Source, Stack
 
 DTYPES = ("bfloat16", "float16", "float32")
 OPTIONS = ("num_blocks",)
@@ -77,11 +77,28 @@ def _node(node: Node, key: str, depth: int) -> Iterator[tuple[str, str]]:
     if depth > MAX_DEPTH:
         yield key, f"recipes are nested deeper than {MAX_DEPTH}"
         return
+    if isinstance(node, Stack):
+        yield from _stack(node, key, depth)
+        return
     yield from _merge(node, key + "." if key else "")
     for name, expert in node.experts:
         yield from _node(expert, f"{key}.experts.{name}".lstrip("."), depth + 1)
     if node.base is not None:
         yield from _node(node.base, f"{key}.base".lstrip("."), depth + 1)
+
+
+def _stack(stack: Stack, key: str, depth: int) -> Iterator[tuple[str, str]]:
+    place = f"{key}.stack".lstrip(".")
+    if not stack.parts:
+        yield place, "has no parts; expected a list of {from: model, blocks: [first, last]}"
+    for index, part in enumerate(stack.parts):
+        if not 0 <= part.start < part.end:
+            found = f"got [{part.start}, {part.end - 1}]"
+            yield f"{place}[{index}].blocks", f"expected [first, last] with at least one block, {found}"
+        elif isinstance(part.node, Stack) and part.end > part.node.num_blocks:
+            found = f"names block {part.end - 1}, the stack has {part.node.num_blocks}"
+            yield f"{place}[{index}].blocks", found
+        yield from _node(part.node, f"{place}[{index}].from", depth + 1)
 
 
 def _merge(merge: Merge, prefix: str) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,148 @@
+"""Where the tensors of a recipe's nodes lie: how deep a node is, and which block of which model a stacked block is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from evomerge.engine.architecture import Architecture, Slot
+from evomerge.errors import InvalidInput, Problem, UserError
+from evomerge.recipes.recipe import Merge, Node, Source, Stack, children
+
+# Tensors outside the blocks that belong behind them, although a model may list them first.
+BEHIND_WORDS = re.compile(r"(^|[._])(final|out|ln_f|norm_f|lm_head)([._]|$)")
+
+
+class BlockPlaces:
+    """Depths of nodes, and the way from a node's tensor to the tensors of its sources."""
+
+    def __init__(self, depth_of: Callable[[Source], int], architecture: Architecture) -> None:
+        """Remember how tensors are named.
+
+        Args:
+            depth_of: number of blocks of a source.
+            architecture: any model of the sources' kind, whatever its depth.
+        """
+        self._depth_of = depth_of
+        self._names = BlockNames(architecture)
+        self._depths: dict[int, tuple[Node, int]] = {}  # by id of the node, which is kept alive
+
+    def depth(self, node: Node) -> int:
+        """Number of blocks of a node.
+
+        Raises:
+            InvalidInput: models of different depths in one merge, or blocks a model does not have; all at once.
+        """
+        if isinstance(node, Source):
+            return self._depth_of(node)
+        if id(node) not in self._depths:
+            problems: list[Problem] = []
+            depth = self._measure(node, "recipe", problems)
+            if problems:
+                raise InvalidInput(list(dict.fromkeys(problems)))
+            self._depths[id(node)] = (node, depth)
+        return self._depths[id(node)][1]
+
+    def locate(self, node: Node, slot: Slot) -> tuple[Node, Slot]:
+        """The source or merge that holds a node's tensor, and the tensor's place in it.
+
+        Args:
+            node: any node.
+            slot: a tensor in the node's own count of blocks.
+        """
+        while isinstance(node, Stack):
+            if slot.block is None:
+                node = node.parts[0 if self._names.is_before_blocks(slot) else -1].node
+                continue
+            block = slot.block
+            for part in node.parts:
+                if block < part.end - part.start:
+                    node, slot = part.node, self._names.moved(slot, part.start + block)
+                    break
+                block -= part.end - part.start
+            else:
+                raise AssertionError(f"{slot.name} is behind the end of the stack")
+        return node, slot
+
+    def sources(self, node: Node, slot: Slot) -> Iterator[tuple[Source, Slot]]:
+        """Every source that a node's tensor is made of, a base first, with the tensor's place in it."""
+        node, slot = self.locate(node, slot)
+        if isinstance(node, Source):
+            yield node, slot
+        for inner in children(node):
+            yield from self.sources(inner, slot)
+
+    def _measure(self, node: Node, where: str, problems: list[Problem]) -> int:
+        if isinstance(node, Source):
+            return self._depth_of(node)
+        if isinstance(node, Merge):
+            depths = [self._measure(inner, f"{where}: {node.method}", problems) for inner in children(node)]
+            if len(set(depths)) > 1:
+                listed = ", ".join(f"{_name(inner)} has {depth}" for inner, depth in zip(children(node), depths))
+                hint = "take the same number of blocks of each (stack: [{from: model, blocks: [first, last]}])"
+                problems.append(Problem(f"{where}: {node.method}", f"models of different depth: {listed}; {hint}"))
+            return depths[0]
+        for index, part in enumerate(node.parts):
+            depth = self._measure(part.node, f"{where}: stack[{index}].from", problems)
+            if not 0 <= part.start < part.end <= depth:
+                found = f"names blocks {part.start} to {part.end - 1}, but {_name(part.node)} has 0 to {depth - 1}"
+                problems.append(Problem(f"{where}: stack[{index}].blocks", found))
+        return node.num_blocks
+
+
+class BlockNames:
+    """How names of tensors count blocks: ``model.layers.<block>.mlp...``."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        """Find the part of the names that counts.
+
+        Raises:
+            UserError: the names do not tell the blocks.
+        """
+        inside = [slot for slot in architecture.slots if slot.block is not None]
+        self._prefix = _counting_prefix(inside)
+        places = [index for index, slot in enumerate(architecture.slots) if slot.block is not None]
+        first = min(places, default=0)
+        self._before = {
+            slot.name
+            for slot in architecture.slots[:first]
+            if slot.component != "head" and not BEHIND_WORDS.search(slot.name)
+        }
+
+    def is_before_blocks(self, slot: Slot) -> bool:
+        """Whether a tensor outside the blocks is used before them."""
+        return slot.name in self._before
+
+    def moved(self, slot: Slot, block: int) -> Slot:
+        """The same tensor of another block."""
+        return replace(slot, name=self.renamed(slot.name, block), block=block)
+
+    def renamed(self, name: str, block: int) -> str:
+        """A tensor's name in another block."""
+        rest = name.removeprefix(self._prefix).split(".", 1)[1]
+        return f"{self._prefix}{block}.{rest}"
+
+    def block_of(self, name: str) -> int | None:
+        """The block a name speaks of, None outside the blocks."""
+        number = name.removeprefix(self._prefix).split(".", 1)[0] if name.startswith(self._prefix) else ""
+        return int(number) if number.isdecimal() else None
+
+
+def _counting_prefix(slots: list[Slot]) -> str:
+    if not slots:
+        return "\0"
+    parts = slots[0].name.split(".")
+    for index, part in enumerate(parts):
+        prefix = ".".join(parts[:index]) + "." if index else ""
+        if part.isdecimal() and all(slot.name.startswith(f"{prefix}{slot.block}.") for slot in slots):
+            return prefix
+    raise UserError(
+        f"the names of the blocks' tensors ({slots[0].name}) do not tell the blocks; they cannot be stacked"
+    )
+
+
+def _name(node: Node) -> str:
+    if isinstance(node, Source):
+        return str(node)
+    return f"the {node.method} merge" if isinstance(node, Merge) else "the stack"
