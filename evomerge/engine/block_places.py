@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from evomerge.engine.architecture import Architecture, Slot
 from evomerge.errors import InvalidInput, Problem, UserError
-from evomerge.recipes.recipe import Merge, Node, Source, Stack, children
+from evomerge.recipes.recipe import Merge, Modules, Node, Source, Stack, children
 
 # Tensors outside the blocks that belong behind them, although a model may list them first.
 BEHIND_WORDS = re.compile(r"(^|[._])(final|out|ln_f|norm_f|lm_head)([._]|$)")
+
+
+# mergekit's names of modules, and the parts of tensors' names that mean them.
+MODULE_WORDS = {
+    "text_decoder": ("language_model", "text_model", "lm_head"),
+    "vision_tower": ("vision_tower", "vision_model", "visual"),
+    "vision_model": ("vision_tower", "vision_model", "visual"),
+    "multi_modal_projector": ("multi_modal_projector", "merger", "connector"),
+    "decoder": ("decoder", "lm_head"),
+}
+REST = ("default", "text_decoder")  # hold what no other module does
 
 
 class BlockPlaces:
@@ -51,7 +62,10 @@ class BlockPlaces:
             node: any node.
             slot: a tensor in the node's own count of blocks.
         """
-        while isinstance(node, Stack):
+        while isinstance(node, Stack | Modules):
+            if isinstance(node, Modules):
+                node = self._module(node, slot.name)
+                continue
             if slot.block is None:
                 node = node.parts[0 if self._names.is_before_blocks(slot) else -1].node
                 continue
@@ -73,6 +87,21 @@ class BlockPlaces:
         for inner in children(node):
             yield from self.sources(inner, slot)
 
+    def _module(self, modules: Modules, name: str) -> Node:
+        found = module_of(name, [module for module, _ in modules.parts])
+        if found is None:
+            listed = ", ".join(module for module, _ in modules.parts)
+            raise UserError(f"no module of the recipe ({listed}) holds the tensor {name}; add its module")
+        return dict(modules.parts)[found]
+
+    def _measure_modules(self, modules: Modules, where: str, problems: list[Problem]) -> int:
+        blocks = self._module(modules, self._names.first)
+        for name, node in modules.parts:
+            if node is not blocks and _counts_blocks(node):
+                message = "only the module that holds most blocks can be sliced or have gradients and rules over blocks"
+                problems.append(Problem(f"{where}: modules.{name}", message))
+        return self._measure(blocks, f"{where}: modules", problems)
+
     def _measure(self, node: Node, where: str, problems: list[Problem]) -> int:
         if isinstance(node, Source):
             return self._depth_of(node)
@@ -83,6 +112,8 @@ class BlockPlaces:
                 hint = "take the same number of blocks of each (stack: [{from: model, blocks: [first, last]}])"
                 problems.append(Problem(f"{where}: {node.method}", f"models of different depth: {listed}; {hint}"))
             return depths[0]
+        if isinstance(node, Modules):
+            return self._measure_modules(node, where, problems)
         for index, part in enumerate(node.parts):
             depth = self._measure(part.node, f"{where}: stack[{index}].from", problems)
             if not 0 <= part.start < part.end <= depth:
@@ -101,6 +132,7 @@ class BlockNames:
             UserError: the names do not tell the blocks.
         """
         inside = [slot for slot in architecture.slots if slot.block is not None]
+        self.first = inside[0].name if inside else ""
         self._prefix = _counting_prefix(inside)
         places = [index for index, slot in enumerate(architecture.slots) if slot.block is not None]
         first = min(places, default=0)
@@ -142,7 +174,33 @@ def _counting_prefix(slots: list[Slot]) -> str:
     )
 
 
+def module_of(name: str, modules: Sequence[str]) -> str | None:
+    """The module that a tensor belongs to: the one whose word comes last in the tensor's name.
+
+    Args:
+        name: the tensor.
+        modules: names of modules, in mergekit's words or as they are in tensors' names.
+    """
+    words = name.split(".")
+    found, place = None, -1
+    for module in modules:
+        for word in MODULE_WORDS.get(module, tuple(module.split("."))[-1:]):
+            if word in words and words.index(word) > place:
+                found, place = module, words.index(word)
+    return found if found is not None else next((module for module in REST if module in modules), None)
+
+
+def _counts_blocks(node: Node) -> bool:
+    """Whether a node speaks of blocks anywhere."""
+    if isinstance(node, Stack):
+        return True
+    rules = [rule for _, given in node.parameters for rule in given] if isinstance(node, Merge) else []
+    return any(isinstance(rule.value, tuple) or rule.blocks is not None for rule in rules) or any(
+        _counts_blocks(inner) for inner in children(node)
+    )
+
+
 def _name(node: Node) -> str:
     if isinstance(node, Source):
         return str(node)
-    return f"the {node.method} merge" if isinstance(node, Merge) else "the stack"
+    return f"the {node.method} merge" if isinstance(node, Merge) else f"the {type(node).__name__.lower()}"

@@ -25,7 +25,7 @@ from evomerge.engine.model_tensors import OpenModels
 from evomerge.errors import InvalidInput, MergeFailed, Problem, UserError
 from evomerge.methods.base import MergeMethod, MethodSpec, TensorContext, Value
 from evomerge.methods.catalogue import get_spec, load_method
-from evomerge.recipes.recipe import Merge, Node, Recipe, Source, Stack, children
+from evomerge.recipes.recipe import Merge, Node, Recipe, Source, children
 from evomerge.recipes.resolve import resolve_values
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -209,14 +209,12 @@ class TensorMerger:
         if isinstance(node, Source):
             self.models.get(node)
             return
-        if isinstance(node, Stack):
-            for part in node.parts:
-                self._add_plans(part.node)
-            return
         if id(node) in self._plans:
             return
         for child in children(node):
             self._add_plans(child)
+        if not isinstance(node, Merge):
+            return
         plan = MergePlan(node, self._places.depth(node))
         inputs = (node.method, node.base, node.experts, node.seed)
         plan.key_number = self._key_numbers.setdefault(inputs, len(self._key_numbers))

@@ -56,6 +56,9 @@ DIALECT: dict[str, Dialect] = {
     "ramplus_tl": Dialect({"r": 0.1, "alpha": 0.2, "epsilon": 1e-5}, per_model=(), implied={"lambda": 1.0}),
 }
 
+# In evomerge's own key: tokenizer_source only says whose files are copied, and no token changes its row.
+UNCHANGED = "unchanged"
+
 # Parameters that change no number of the result.
 IGNORED = ("int8_mask",)
 

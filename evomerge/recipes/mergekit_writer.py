@@ -13,8 +13,8 @@ from typing import Any
 
 from evomerge.errors import UserError
 from evomerge.methods.base import Hyperparameter, MethodSpec
-from evomerge.recipes.mergekit_dialect import DIALECT, by_mergekit_name, to_mergekit
-from evomerge.recipes.recipe import Merge, Recipe, Rule, Scalar, Source
+from evomerge.recipes.mergekit_dialect import DIALECT, UNCHANGED, by_mergekit_name, to_mergekit
+from evomerge.recipes.recipe import Merge, Recipe, Rule, Scalar, Source, children
 from evomerge.recipes.recipe_reader import parse_source
 from evomerge.recipes.resolve import knot_value, resolve_values
 from evomerge.yaml_files import format_flow, parse_yaml_mapping
@@ -53,7 +53,7 @@ def format_mergekit(recipe: Recipe, num_blocks: int, tensors: Sequence[TensorPla
         raise NotExpressible("the recipe is one model, not a merge")
     if merge.method not in DIALECT:
         raise NotExpressible(f"mergekit has no method {merge.method}")
-    if any(not isinstance(node, Source) for node in (merge.base, *(expert for _, expert in merge.experts))):
+    if any(not isinstance(node, Source) for node in children(merge)):
         raise NotExpressible("a merge of merges needs several mergekit files")
     places = tuple(tensors) if tensors is not None else llama_tensors(num_blocks)
     text = _Writer(recipe, merge, get_spec(merge.method), num_blocks, places).text()
@@ -127,9 +127,10 @@ class _Writer:
             lines += ["parameters:", *(f"  {format_flow(name)}: {format_flow(common[name])}" for name in common)]
         if self._recipe.dtype is not None:
             lines += ["dtype: float32", f"out_dtype: {self._recipe.dtype}"]
+        extension: dict[str, Any] = {"seed": self._merge.seed} if self._merge.seed else {}
         if base is None or self._recipe.reference != base:
             lines.append(f"tokenizer_source: {format_flow(_plain_reference(self._recipe.reference))}")
-        extension: dict[str, Any] = {"seed": self._merge.seed} if self._merge.seed else {}
+            extension["vocabulary"] = UNCHANGED
         extension["experts"] = [name for name, _ in self._merge.experts]
         lines.append(f"evomerge: {format_flow(extension)}")
         return "\n".join(lines) + "\n"

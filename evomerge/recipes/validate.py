@@ -8,9 +8,11 @@ from collections.abc import Iterator
 
 from evomerge.errors import Problem, UserError, did_you_mean
 from evomerge.methods.base import Hyperparameter, MethodSpec
-from evomerge.recipes.recipe import COMPONENTS, Merge, Node, Recipe, Rule, Scalar, Source, Stack
+from evomerge.recipes.chat_templates import chat_template_problems
+from evomerge.recipes.recipe import COMPONENTS, Merge, Modules, Node, Recipe, Rule, Scalar, Source, Stack
 
 DTYPES = ("bfloat16", "float16", "float32")
+PARITIES = ("mergekit",)
 OPTIONS = ("num_blocks",)
 MAX_DEPTH = 20
 
@@ -61,12 +63,27 @@ def _finite(value: object) -> bool:
 def _recipe(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if recipe.dtype is not None and recipe.dtype not in DTYPES:
         yield "dtype", f"expected one of {', '.join(DTYPES)}, got {recipe.dtype!r}"
+    if recipe.chat_template is not None:
+        for message in chat_template_problems(recipe.chat_template):
+            yield "chat_template", message
+    yield from _parity(recipe)
     for name, value in recipe.options:
         if name not in OPTIONS:
             yield f"options.{name}", f"unknown option. {did_you_mean(name, OPTIONS)}"
         elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
             yield f"options.{name}", f"expected a whole number of at least 1, got {value!r}"
     yield from _node(recipe.model, "", 0)
+
+
+def _parity(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    if recipe.parity is not None and recipe.parity not in PARITIES:
+        yield "parity", f"expected {' or '.join(PARITIES)}, got {recipe.parity!r}"
+    if recipe.compute_dtype is None:
+        return
+    if recipe.compute_dtype not in DTYPES:
+        yield "compute_dtype", f"expected one of {', '.join(DTYPES)}, got {recipe.compute_dtype!r}"
+    if recipe.parity is None:
+        yield "compute_dtype", "only counts with parity: mergekit; evomerge computes in float32"
 
 
 def _node(node: Node, key: str, depth: int) -> Iterator[tuple[str, str]]:
@@ -79,6 +96,13 @@ def _node(node: Node, key: str, depth: int) -> Iterator[tuple[str, str]]:
         return
     if isinstance(node, Stack):
         yield from _stack(node, key, depth)
+        return
+    if isinstance(node, Modules):
+        place = f"{key}.modules".lstrip(".")
+        if not node.parts or len({name for name, _ in node.parts}) < len(node.parts):
+            yield place, "expected modules with different names"
+        for name, inner in node.parts:
+            yield from _node(inner, f"{place}.{name}", depth + 1)
         return
     yield from _merge(node, key + "." if key else "")
     for name, expert in node.experts:

@@ -137,8 +137,8 @@ def test_models_of_different_depth(kind: str, two: tuple[Source, Source], tmp_pa
     assert equal(of_block(ours, kind, 7), of_block(weights(other.model), kind, 2))
     with pytest.raises(InvalidInput, match=r"stack\[1\].blocks: names blocks 2 to 4, but .*shallow has 0 to 2"):
         merge_to_disk(stack((two[0], 0, 5), (other, 2, 5)), tmp_path / "no")
-    with pytest.raises(InvalidInput, match="models of different depth: .* has 6, .*shallow has 3"):
-        wrong = Merge("linear", (("a", two[0]), ("b", other)), None, (("coefficient", (Rule(1.0),)),))
+    wrong = Merge("linear", (("a", two[0]), ("b", other)), None, (("coefficient", (Rule(1.0),)),))
+    with pytest.raises(InvalidInput, match=r"models of different depth: .* has 6, .*shallow has 3"):
         merge_to_disk(stack((wrong, 0, 2)), tmp_path / "no")
     assert not (tmp_path / "no").exists()
 
