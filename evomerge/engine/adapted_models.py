@@ -16,6 +16,7 @@ from evomerge.engine.architecture import Architecture, Slot
 from evomerge.engine.block_places import BlockNames, BlockPlaces
 from evomerge.engine.model_tensors import ModelTensors, OpenModels
 from evomerge.engine.sources import resolve_source
+from evomerge.engine.vocabulary import TokenPlan
 from evomerge.errors import InvalidInput, Problem, UserError
 from evomerge.recipes.recipe import Modules, Node, Recipe, Source, Stack, StackPart, children
 
@@ -46,19 +47,38 @@ class AdaptedModels(OpenModels):
         self.architecture = self._group(self.reference).architecture
         self._places = BlockPlaces(self.num_blocks, self.architecture)
         depth = self._places.depth(root)
+        self.tokens = self._token_plan(recipe)
         self._config = self._adapt(root, depth)
         self.architecture = self._describe(self._config)
         self._places = BlockPlaces(self.num_blocks, self.architecture)
         self._root = root
+        self._vocabulary_slots = self._find_vocabulary_slots()
         self._check_tensors()
 
     def num_blocks(self, source: Source) -> int:
         """Depth of a source."""
         return self._sizes[source].num_blocks
 
+    @property
+    def keeps_vocabulary(self) -> bool:
+        """Whether every model has the result's tokens already, row by row."""
+        return self.tokens is None or self.tokens.is_identity
+
     def get(self, source: Source) -> ModelTensors:
         """The opened model of a source."""
         return self._models[source]
+
+    def tensor(self, source: Source, name: str) -> Tensor:
+        """A source's tensor, with the result's tokens as rows where its rows are tokens."""
+        if self.tokens is None or name not in self._vocabulary_slots:
+            return self.get(source).tensor(name)
+        slot = self.architecture.by_name[name]
+        merged = list(dict.fromkeys(model for model, _ in self._places.sources(self._root, slot)))
+        return self.tokens.tensor(source, merged, lambda model: self.get(model).tensor(name))
+
+    def is_mapped(self, source: Source, name: str) -> bool:
+        """Whether ``tensor`` is a view of the file."""
+        return name not in self._vocabulary_slots and self.get(source).is_mapped(name)
 
     def output_dtype(self, reference: Source, slot: Slot) -> torch.dtype:
         """Dtype in which the result holds a tensor: that of the first model it is made of."""
@@ -103,7 +123,34 @@ class AdaptedModels(OpenModels):
             source, place = next(self._places.sources(root, names.moved(inside, block)))
             assert place.block is not None
             blocks.append((self.get(source).directory, place.block))
-        return adapted_config(self.get(self.reference).directory, blocks, None)
+        num_rows = None if self.tokens is None else self.tokens.num_rows
+        config = adapted_config(self.get(self.reference).directory, blocks, num_rows)
+        if self.tokens is not None:
+            config = self.tokens.translated_ids(config)
+            for name, part in config.items():
+                if isinstance(part, dict):
+                    config[name] = self.tokens.translated_ids(part)
+        return config
+
+    def _token_plan(self, recipe: Recipe) -> TokenPlan | None:
+        if recipe.vocabulary is None:
+            return None
+        directories = {source: model.directory for source, model in self._models.items()}
+        chosen = recipe.vocabulary.source
+        if isinstance(chosen, Source) and chosen not in directories:
+            directories[chosen] = resolve_source(chosen)
+        rows = {source: read_sizes(path).vocab_size for source, path in directories.items()}
+        return TokenPlan(recipe, directories, rows)
+
+    def _find_vocabulary_slots(self) -> frozenset[str]:
+        """Tensors with a row for every token: those that grow with the vocabulary."""
+        if self.tokens is None:
+            return frozenset()
+        directory = self.get(self.reference).directory
+        size = self._sizes[self.reference]
+        larger = self._describe(adapted_config(directory, None, size.vocab_size + 1))
+        own = self._group(self.reference).architecture.by_name
+        return frozenset(slot.name for slot in larger.slots if slot.shape != own[slot.name].shape)
 
     def _describe(self, config: dict[str, Any]) -> Architecture:
         tie = None if self.architecture.is_tied or not self.architecture.tied else False
@@ -123,7 +170,7 @@ class AdaptedModels(OpenModels):
                 model = self.get(source)
                 if not model.has(place.name):
                     missing.setdefault(source, []).append(place.name)
-                elif model.shape(place) != slot.shape:
+                elif self._fixed(slot.name, model.shape(place)) != self._fixed(slot.name, slot.shape):
                     found, wanted = (list(shape) for shape in (model.shape(place), slot.shape))
                     shapes.setdefault(source, []).append(f"{place.name} is {found}, expected {wanted}")
         problems = []
@@ -131,10 +178,17 @@ class AdaptedModels(OpenModels):
             for source, names in found_in.items():
                 distinct = list(dict.fromkeys(names))
                 more = f" and {len(distinct) - MAX_LISTED} more" if len(distinct) > MAX_LISTED else ""
-                text = f"{what} {', '.join(distinct[:MAX_LISTED])}{more}. All models of a recipe need one architecture."
+                hint = "All models of a recipe need one architecture."
+                if self.tokens is None and len({size.vocab_size for size in self._sizes.values()}) > 1:
+                    hint = "If it has other tokens, give the recipe `tokenizer: union` (or base)."
+                text = f"{what} {', '.join(distinct[:MAX_LISTED])}{more}. {hint}"
                 problems.append(Problem(f"model {source}", text.strip()))
         if problems:
             raise InvalidInput(problems)
+
+    def _fixed(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """What of a tensor's shape the vocabulary does not decide."""
+        return shape[1:] if name in self._vocabulary_slots else shape
 
 
 def open_for_output(recipe: Recipe) -> tuple[OpenModels, Node]:
@@ -144,12 +198,33 @@ def open_for_output(recipe: Recipe) -> tuple[OpenModels, Node]:
         InvalidInput: models that are missing or do not fit, blocks that are not there; all at once.
     """
     root = recipe.model
-    if not _has_stack(root):
+    if not _has_stack(root) and recipe.vocabulary is None:
         models = OpenModels(recipe.reference, recipe.sources)
         root = cut_to_depth(recipe, models.architecture.num_blocks)
         if root is recipe.model:
             return models, root
-    return AdaptedModels(recipe, root), root
+    adapted = AdaptedModels(recipe, root)
+    cut = cut_to_depth(recipe, adapted.architecture.num_blocks)
+    return (adapted, root) if cut is root or cut is recipe.model else (AdaptedModels(recipe, cut), cut)
+
+
+def check_live(recipe: Recipe) -> None:
+    """Refuse a recipe that a model in memory cannot become.
+
+    Raises:
+        UserError: its tokens change, or it is to be computed as mergekit does.
+    """
+    if recipe.parity is not None:
+        raise UserError(
+            "the recipe asks for mergekit's arithmetic (parity): merge it to disk (evomerge merge) and use the "
+            "directory as a model"
+        )
+    if recipe.vocabulary is None or AdaptedModels(recipe, recipe.model).keeps_vocabulary:
+        return
+    raise UserError(
+        "the recipe changes the vocabulary (tokenizer): merge it to disk (evomerge merge) and use the directory as a "
+        "model"
+    )
 
 
 def cut_to_depth(recipe: Recipe, num_blocks: int) -> Node:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from evomerge.engine.architecture import Architecture, Slot
 from evomerge.errors import InvalidInput, Problem, UserError
@@ -38,6 +39,10 @@ class BlockPlaces:
         self._depth_of = depth_of
         self._names = BlockNames(architecture)
         self._depths: dict[int, tuple[Node, int]] = {}  # by id of the node, which is kept alive
+
+    def forget(self) -> None:
+        """Let go of the nodes seen so far."""
+        self._depths = {}
 
     def depth(self, node: Node) -> int:
         """Number of blocks of a node.
@@ -126,14 +131,9 @@ class BlockNames:
     """How names of tensors count blocks: ``model.layers.<block>.mlp...``."""
 
     def __init__(self, architecture: Architecture) -> None:
-        """Find the part of the names that counts.
-
-        Raises:
-            UserError: the names do not tell the blocks.
-        """
-        inside = [slot for slot in architecture.slots if slot.block is not None]
-        self.first = inside[0].name if inside else ""
-        self._prefix = _counting_prefix(inside)
+        """Look at the order of the tensors."""
+        self._inside = [slot for slot in architecture.slots if slot.block is not None]
+        self.first = self._inside[0].name if self._inside else ""
         places = [index for index, slot in enumerate(architecture.slots) if slot.block is not None]
         first = min(places, default=0)
         self._before = {
@@ -141,6 +141,11 @@ class BlockNames:
             for slot in architecture.slots[:first]
             if slot.component != "head" and not BEHIND_WORDS.search(slot.name)
         }
+
+    @cached_property
+    def _prefix(self) -> str:
+        """The part of the names before the number of the block; an error where the names do not tell it."""
+        return _counting_prefix(self._inside)
 
     def is_before_blocks(self, slot: Slot) -> bool:
         """Whether a tensor outside the blocks is used before them."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evomerge.engine.adapted_models import cut_to_depth
+from evomerge.engine.adapted_models import check_live, cut_to_depth
 from evomerge.engine.architecture import Architecture, Slot, load_config
 from evomerge.engine.model_tensors import OpenModels
 from evomerge.engine.sources import resolve_source
@@ -147,6 +147,7 @@ class LiveModel:
         """
         started = time.perf_counter()
         output = OutputDtype(recipe, self.models)
+        check_live(recipe)
         root = cut_to_depth(recipe, self.architecture.num_blocks)
         self._merger.start_candidate(root)
         sums: dict[str, Tensor] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,9 @@ from evomerge.engine.shard_writer import (
 )
 from evomerge.engine.tensor_merge import OutputDtype, TensorMerger, check_finite
 from evomerge.engine.tensor_threads import TensorThreads
+from evomerge.engine.tokenizer_files import find_template, write_side_files
 from evomerge.methods.elementwise import checked_copy
 from evomerge.recipes.recipe import Node, Recipe
-
-# Everything beside the weights that scoring or serving reads. Copied as it is from the recipe's reference.
-COPIED = (
-    "generation_config.json", "tokenizer*.json", "tokenizer.model", "*.tiktoken", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece*.model",
-    "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
 
 Progress = Callable[[int, int], None]
 
@@ -64,15 +57,17 @@ def merge_to_disk(
     out_dir = Path(out_dir)
     check_output_dir(out_dir)
     models, root = open_for_output(recipe)
+    directories = [models.get(source).directory for source in recipe.sources]
+    template = find_template(recipe.chat_template, models.get(recipe.reference).directory, directories)
     entries = _plan(recipe, models)
     with atomic_directory(out_dir, sum(entry.num_bytes for entry in entries)) as directory:
         writer = ShardWriter(directory, entries, shard_bytes)
         try:
-            _write_weights(root, models, writer, progress)
+            _write_weights(_merger(recipe, models), root, writer, progress)
         finally:
             writer.close()
         reference = models.get(recipe.reference)
-        _copy_files(reference.directory, directory)
+        write_side_files(reference.directory, directory, models.tokens, template)
         _write_config(recipe, models, reference, directory)
         _write_recipe(recipe, models, directory, out_dir.name, card)
     return out_dir
@@ -88,8 +83,16 @@ def _plan(recipe: Recipe, models: OpenModels) -> list[TensorEntry]:
     return entries
 
 
-def _write_weights(root: Node, models: OpenModels, writer: ShardWriter, progress: Progress | None) -> None:
-    merger = TensorMerger(models, torch.device("cpu"), state_memory_bytes=0)
+def _merger(recipe: Recipe, models: OpenModels) -> TensorMerger:
+    if recipe.parity is None:
+        return TensorMerger(models, torch.device("cpu"), state_memory_bytes=0)
+    from evomerge.engine.parity_merge import ParityMerger
+
+    return ParityMerger(models, recipe.compute_dtype)
+
+
+def _write_weights(merger: TensorMerger, root: Node, writer: ShardWriter, progress: Progress | None) -> None:
+    models = merger.models
     merger.start_candidate(root)
     slots = models.architecture.by_name
 
@@ -116,13 +119,6 @@ def _write_weights(root: Node, models: OpenModels, writer: ShardWriter, progress
     finally:
         threads.close()
     writer.finish()
-
-
-def _copy_files(source: Path, directory: Path) -> None:
-    for pattern in COPIED:
-        for path in sorted(source.glob(pattern)):
-            if path.is_file() and not (directory / path.name).exists():
-                shutil.copyfile(path, directory / path.name)
 
 
 def _write_config(recipe: Recipe, models: OpenModels, reference: ModelTensors, directory: Path) -> None:

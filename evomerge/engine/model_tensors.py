@@ -13,6 +13,7 @@ from evomerge.engine.architecture import Architecture, Slot, load_config
 from evomerge.engine.checkpoint import DTYPES, Checkpoint
 from evomerge.engine.lora import LoraAdapter
 from evomerge.engine.sources import resolve_adapter, resolve_source
+from evomerge.engine.vocabulary import TokenPlan
 from evomerge.errors import InvalidInput, Problem, UserError
 from evomerge.recipes.recipe import Source
 
@@ -151,8 +152,9 @@ class ModelTensors:
         if len(vocabulary) == len(shapes):
             slot, shape = vocabulary[0]
             return (
-                f"{listed}. Only the vocabulary differs: {shape[0]} tokens, expected {slot.shape[0]}. Resize its "
-                "embeddings to the same tokens (resize_token_embeddings), or choose models that share a tokenizer."
+                f"{listed}. Only the vocabulary differs: {shape[0]} tokens, expected {slot.shape[0]}. Give the recipe "
+                "`tokenizer: union` (or base) and merge it to disk, resize its embeddings to the same tokens "
+                "(resize_token_embeddings), or choose models that share a tokenizer."
             )
         hint = "" if self.model_type == architecture.model_type else f" It is a {self.model_type} model."
         return f"{listed}.{hint} All models of a merge need the same sizes; are they fine-tunes of one base model?"
@@ -174,6 +176,7 @@ class OpenModels:
         """
         self.reference = reference
         self._tie = tie
+        self.tokens: TokenPlan | None = None  # where the result's tokens are not the models'
         self._models: dict[Source, ModelTensors] = {}
         problems: list[Problem] = []
         for source in dict.fromkeys((reference, *sources)):
@@ -209,6 +212,14 @@ class OpenModels:
     def num_blocks(self, source: Source) -> int:
         """Depth of a source."""
         return self.architecture.num_blocks
+
+    def tensor(self, source: Source, name: str) -> Tensor:
+        """A source's tensor as it enters the merge; do not write to it."""
+        return self.get(source).tensor(name)
+
+    def is_mapped(self, source: Source, name: str) -> bool:
+        """Whether ``tensor`` is a view of the file."""
+        return self.get(source).is_mapped(name)
 
     def output_dtype(self, reference: Source, slot: Slot) -> torch.dtype:
         """Dtype in which the result holds a tensor when the recipe names none."""

@@ -143,6 +143,7 @@ class TensorMerger:
         """
         self._candidate += 1
         self._plans = {}
+        self._places.forget()
         self.not_kept = set()
         self._add_plans(root)
         depth, expected = self._places.depth(root), self.models.architecture.num_blocks
@@ -190,7 +191,7 @@ class TensorMerger:
             UserError: values the method does not take, for example a density of 0.
         """
         if isinstance(pending.node, Source):
-            out.copy_(self.models.get(pending.node).tensor(pending.place.name))
+            out.copy_(self.models.tensor(pending.node, pending.place.name))
             return
         plan, state = self._plans[id(pending.node)], pending.state
         if state is None:
@@ -247,7 +248,7 @@ class TensorMerger:
     def _input(self, node: Node, slot: Slot) -> Tensor:
         part, place = self._places.locate(node, slot)
         if isinstance(part, Source):
-            return self.models.get(part).tensor(place.name).to(self.device)
+            return self.models.tensor(part, place.name).to(self.device)
         result = torch.empty(slot.shape, dtype=torch.float32, device=self.device)
         self.write(self.pending(node, slot), result)
         return result
@@ -259,7 +260,7 @@ class TensorMerger:
             part, place = self._places.locate(node, slot)
             if not isinstance(part, Source):
                 total += 4 * slot.num_elements
-            elif self.device.type != "cpu" or not self.models.get(part).is_mapped(place.name):
+            elif self.device.type != "cpu" or not self.models.is_mapped(part, place.name):
                 total += self.models.get(part).dtype(place.name).itemsize * slot.num_elements
         return total
 

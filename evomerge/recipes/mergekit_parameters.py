@@ -14,7 +14,14 @@ from typing import Any, Protocol
 
 from evomerge.errors import did_you_mean
 from evomerge.methods.base import Hyperparameter, MethodSpec
-from evomerge.recipes.mergekit_dialect import DIALECT, IGNORED, by_mergekit_name, from_mergekit
+from evomerge.recipes.mergekit_dialect import (
+    DIALECT,
+    IGNORED,
+    ONLY_FALSE,
+    WITHOUT_EFFECT,
+    by_mergekit_name,
+    from_mergekit,
+)
 from evomerge.recipes.recipe import Node, Rule, Scalar, Source
 from evomerge.yaml_files import is_finite_number
 
@@ -112,10 +119,18 @@ class ParameterReader:
         return levels
 
     def _check_names(self) -> None:
+        without = WITHOUT_EFFECT.get(self._spec.name, ())
+        only_false = ONLY_FALSE.get(self._spec.name, ())
         known = (*self._dialect.defaults, *IGNORED)
         for level, key, beside_model in self._levels():
             for name in level:
-                if name not in known:
+                if name in without:
+                    self._reader.add(f"{key}.{name}", f"has no effect in {self._spec.name}; remove it")
+                elif name in only_false and not beside_model:
+                    if level[name] not in (False, "no", "off", 0):
+                        message = f"evomerge's {self._spec.name} does not rescale; remove it, or merge with mergekit"
+                        self._reader.add(f"{key}.{name}", message)
+                elif name not in known:
                     message = f"{self._spec.name} has no such parameter in mergekit. {did_you_mean(name, known)}"
                     self._reader.add(f"{key}.{name}", message)
                 elif beside_model and name not in self._dialect.per_model:

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evomerge.errors import InvalidInput, Problem
+from evomerge.recipes.mergekit_documents import format_mergekit
 from evomerge.recipes.mergekit_reader import MergekitReader
-from evomerge.recipes.mergekit_writer import NotExpressible, format_mergekit
-from evomerge.recipes.recipe import Node, Recipe
+from evomerge.recipes.mergekit_writer import NotExpressible
+from evomerge.recipes.recipe import Node, Recipe, Stack, StackPart
 from evomerge.recipes.validate import recipe_problems
 from evomerge.yaml_files import parse_yaml_documents
 
@@ -104,7 +105,9 @@ class _Documents:
             self._open.pop()
             if recipe is None:
                 return None
-            self._nodes[name] = recipe.model
+            depth = dict(recipe.options).get("num_blocks")
+            # Slices may be fewer blocks than the models have.
+            self._nodes[name] = recipe.model if depth is None else Stack((StackPart(recipe.model, 0, int(depth)),))
         return self._nodes[name]
 
     def _used(self, value: Any, own_name: Any) -> list[str]:

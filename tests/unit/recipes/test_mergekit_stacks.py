@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from evomerge.errors import InvalidInput
-from evomerge.recipes.mergekit_yaml import parse_mergekit
+from evomerge.recipes.mergekit_yaml import format_mergekit, parse_mergekit
 from evomerge.recipes.recipe import Merge, Modules, Recipe, Rule, Source, Stack, StackPart, TokenRow, Vocabulary
 from evomerge.recipes.recipe_yaml import format_recipe, parse_recipe
 from evomerge.recipes.resolve import resolve_values
@@ -55,27 +55,27 @@ def test_a_scaled_slice_is_a_merge() -> None:
 
 MIXED = """
 merge_method: ties
-base_model: base
+base_model: root
 slices:
   - sources:
       - {model: x, layer_range: [0, 2], parameters: {weight: [0.0, 1.0]}}
-      - {model: base, layer_range: [0, 2]}
+      - {model: root, layer_range: [0, 2]}
   - sources:
       - {model: y, layer_range: [1, 4]}
       - {model: other, layer_range: [2, 5]}
     base_model: other
     parameters: {density: 0.25}
-  - sources: [{model: base, layer_range: [0, 1]}]
+  - sources: [{model: root, layer_range: [0, 1]}]
 parameters: {weight: [3.0, 5.0], density: 0.5}
 """
 
 
 def test_every_slice_has_its_own_depth_base_and_gradients() -> None:
     first, second, third = parts(MIXED)
-    assert merge_of(first).base == Stack((StackPart(Source("base"), 0, 2),))
+    assert merge_of(first).base == Stack((StackPart(Source("root"), 0, 2),))
     assert merge_of(second).base == Stack((StackPart(Source("other"), 2, 5),))
     assert [part.end for part in (first, second)] == [2, 3]
-    assert third == StackPart(Source("base"), 0, 1)  # no expert: mergekit keeps the base
+    assert third == StackPart(Source("root"), 0, 1)  # no expert: mergekit keeps the base
 
     def values(part: StackPart, block: int | None) -> tuple[object, object]:
         found = resolve_values(merge_of(part), "x", block, "mlp", part.end)
@@ -148,13 +148,15 @@ def test_documents_become_a_merge_of_merges() -> None:
     assert parse_recipe(named_last).recipe_id == recipe.recipe_id
 
 
+CIRCLE = "---\nname: inner2\nmerge_method: linear\nmodels: [{model: inner, parameters: {weight: 1}}]\n"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         (DOCUMENTS.replace("name: inner", "name: inner\nchat_template: auto"), "inner: chat_template: only counts in"),
         (DOCUMENTS.replace("model: inner", "model: inner+lora"), "is a document of this file and takes no revision"),
-        (DOCUMENTS.replace("{model: a,", "{model: inner2,") + "---\nname: inner2\nmerge_method: linear\nmodels: "
-         "[{model: inner, parameters: {weight: 1}}]\n", "inner, inner2, inner need each other in a circle"),
+        (DOCUMENTS.replace("{model: a,", "{model: inner2,") + CIRCLE, "inner, inner2, inner need each other in a"),
         (DOCUMENTS.replace("weight: 3", "wieght: 3"), "f.yaml: inner: models[1].parameters.wieght"),
         (DOCUMENTS + "---\nname: inner\nmerge_method: linear", "a name of its own for every document, got 'inner'"),
         ("method: linear\n---\nmethod: linear", "several YAML documents (---) in one file; expected one"),
@@ -201,7 +203,7 @@ tokenizer:
 def test_words_and_single_filters_that_mergekit_takes() -> None:
     recipe = parse_mergekit(
         "merge_method: ties\nbase_model: b\nmodels: [{model: a, parameters: {weight: {filter: mlp, value: 2}}}]\n"
-        "parameters: {normalize: yes, weight: 1}"
+        "parameters: {normalize: yes, weight: 1, rescale: false}"
     )
     assert isinstance(recipe.model, Merge)
     assert resolve_values(recipe.model, "x.mlp", 0, "mlp", 2)["coefficient"] == (2.0,)
@@ -214,3 +216,78 @@ def test_parity_is_an_extension() -> None:
     assert (recipe.parity, recipe.compute_dtype, recipe.dtype) == ("mergekit", "bfloat16", "float32")
     plain: Recipe = parse_mergekit(LINEAR + "dtype: bfloat16\nout_dtype: float32")
     assert (plain.parity, plain.compute_dtype, plain.dtype) == (None, None, "float32")
+
+
+def assert_written_reads_back(recipe: Recipe, num_blocks: int) -> str:
+    text = format_mergekit(recipe, num_blocks)  # compares all values itself
+    again = parse_mergekit(text)
+    assert again.sources == recipe.sources
+    assert format_mergekit(again, num_blocks) == text
+    return text
+
+
+PASSED = """
+merge_method: passthrough
+slices:
+  - sources: [{model: a, layer_range: [0, 2]}]
+  - sources: [{model: b, layer_range: [1, 3], parameters: {scale: [{filter: mlp, value: 0}, {value: 1}]}}]
+"""
+TURNED = """
+merge_method: slerp
+base_model: a
+slices:
+  - sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [1, 3]}]
+parameters: {t: [0.1, 0.9]}
+"""
+INNERMOST = """
+name: other
+merge_method: linear
+models: [{model: z, parameters: {weight: [{filter: mlp, value: 1}, {value: [2, 3]}]}}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "num_blocks"),
+    [
+        (MIXED, 6),
+        (DOCUMENTS, 4),
+        (DOCUMENTS.replace("model: a,", "model: other,") + "---" + INNERMOST, 4),
+        (PASSED, 4),
+        (TURNED, 2),
+        (LINEAR + "base_model: b\ntokenizer: {source: union, pad_to_multiple_of: 8}\nchat_template: chatml\n", 2),
+        (LINEAR + "tokenizer_source: base\ndtype: bfloat16\nevomerge: {parity: mergekit}\n", 2),
+    ],
+)
+def test_what_is_read_can_be_written(text: str, num_blocks: int) -> None:
+    recipe = parse_mergekit(text)
+    written = assert_written_reads_back(recipe, num_blocks)
+    assert ("slices:" in written) == isinstance(recipe.model, Stack)
+
+
+CUT = """
+merge_method: task_arithmetic
+base_model: a
+slices:
+  - sources: [{model: a, layer_range: [0, 1]}, {model: b, layer_range: [0, 1]}]
+  - sources: [{model: a, layer_range: [1, 2]}, {model: b, layer_range: [1, 2]}]
+parameters: {weight: 0.5}
+"""
+
+
+def test_fewer_blocks_stay_fewer() -> None:
+    recipe = parse_mergekit(CUT)
+    assert recipe.options == (("num_blocks", 2),)
+    text = assert_written_reads_back(recipe, 2)
+    assert "layer_range: [1, 2]" in text
+    one = parse_mergekit(CUT[: CUT.index("  - sources: [{model: a, layer_range: [1")] + "parameters: {weight: 0.5}")
+    assert "layer_range: [0, 1]" in assert_written_reads_back(one, 1)
+    outer = parse_mergekit("name: inner" + CUT + "---\n" + DOCUMENTS.split("---\n")[1])
+    assert isinstance(outer.model, Merge)
+    ((_, inner),) = outer.model.experts
+    assert inner == Stack((StackPart(recipe.model, 0, 2),))
+
+
+def test_a_merge_of_merges_names_its_documents() -> None:
+    text = assert_written_reads_back(parse_mergekit(DOCUMENTS), 4)
+    assert text.startswith("name: inner\nmerge_method: linear\n")
+    assert "{model: inner}" in text

@@ -5,7 +5,7 @@ import pytest
 from evomerge.errors import InvalidInput
 from evomerge.recipes.mergekit_writer import llama_tensors
 from evomerge.recipes.mergekit_yaml import NotExpressible, format_mergekit, parse_mergekit
-from evomerge.recipes.recipe import Merge, Recipe, Rule, Source
+from evomerge.recipes.recipe import Merge, Node, Recipe, Rule, Source, Stack, StackPart
 from evomerge.recipes.recipe_yaml import parse_recipe
 from evomerge.recipes.resolve import resolve_values
 
@@ -166,6 +166,14 @@ GOOD = "merge_method: ties\nbase_model: b\nmodels: [{model: x, parameters: {weig
         (GOOD + "tokenizer: {source: base}\ntokenizer_source: base", "give tokenizer or tokenizer_source, not both"),
         (GOOD + "chat_template: chatlm", "chat_template: expected auto, a name or a Jinja template"),
         (GOOD + "---\n" + GOOD, "name: only one document may be without a name"),
+        (
+            GOOD.replace("ties", "task_arithmetic") + "parameters: {density: 1}",
+            "density: has no effect in task_arithmetic",
+        ),
+        (GOOD + "parameters: {density: 0}", "density: expected a number above 0, at most 1, got 0"),
+        (GOOD + "parameters: {density: 1.5}", "density: expected a number above 0, at most 1, got 1.5"),
+        (GOOD + "parameters: {normalize: [true, false]}", "expected true or false"),
+        (GOOD + "parameters: {rescale: true}", "rescale: evomerge's ties does not rescale"),
         (GOOD + "parameters: {density: [a, b]}", "expected a finite number or a list of them"),
         (GOOD + "parameters: {normalize: 3e400}", "expected true or false"),
         (GOOD + "dtype: int3", "expected one of bfloat16"),
@@ -247,12 +255,25 @@ def test_simple_recipes_need_no_slices() -> None:
     assert "c+lora" in text
 
 
+HALF = (("coefficient", (Rule(0.5),)),)
+
+
 @pytest.mark.parametrize(
     ("merge", "expected"),
     [
         (
-            Merge("linear", (("a", B), ("m", Merge("linear", E3))), None, (("coefficient", (Rule(1.0),)),)),
-            "merge of merges",
+            Merge("linear", (("a", B), ("m", Stack((StackPart(B, 0, 30),)))), None, (("coefficient", (Rule(1.0),)),)),
+            "a stack inside a merge",
+        ),
+        (Stack((StackPart(Merge("linear", E3, None, HALF), 0, 30),)), "more than a merge of blocks"),
+        (
+            Stack(
+                tuple(
+                    StackPart(Merge(method, (("a", Stack((StackPart(B, 0, 2),))),), base, HALF), 0, 2)
+                    for method, base in (("linear", None), ("ties", Stack((StackPart(B, 0, 2),))))
+                )
+            ),
+            "one method",
         ),
         (
             Merge("ties", E3, B, (("coefficient", (Rule(0.5, component="regex:q|k"), Rule(1.0))),)),
@@ -267,7 +288,7 @@ def test_simple_recipes_need_no_slices() -> None:
         (B, "not a merge"),
     ],
 )
-def test_what_mergekit_has_no_words_for(merge: Merge | Source, expected: str) -> None:
+def test_what_mergekit_has_no_words_for(merge: Node, expected: str) -> None:
     with pytest.raises(NotExpressible, match=expected):
         format_mergekit(Recipe(merge), 30)
 
