@@ -139,6 +139,15 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
     Raises:
         InvalidInput: no such file, not a file, unreadable, not text, not YAML, empty, or not a mapping.
     """
+    return parse_yaml_mapping(read_yaml_text(path), str(path))
+
+
+def read_yaml_text(path: Path) -> str:
+    """Text of a YAML file.
+
+    Raises:
+        InvalidInput: no such file, not a file, unreadable, too large, or not text.
+    """
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_YAML_BYTES + 1)
@@ -151,10 +160,9 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
     if len(data) > MAX_YAML_BYTES:
         raise InvalidInput([Problem(str(path), f"larger than {MAX_YAML_BYTES >> 20} MiB; is this a YAML file?")])
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InvalidInput([Problem(str(path), "not a text file (UTF-8); is this a YAML file?")]) from None
-    return parse_yaml_mapping(text, str(path))
 
 
 def parse_yaml_mapping(text: str, where: str) -> dict[str, Any]:
@@ -167,8 +175,24 @@ def parse_yaml_mapping(text: str, where: str) -> dict[str, Any]:
     Raises:
         InvalidInput: not YAML, empty, not a mapping, a duplicate key, or several documents.
     """
+    documents = parse_yaml_documents(text, where)
+    if len(documents) > 1:
+        raise InvalidInput([Problem(where, "several YAML documents (---) in one file; expected one")])
+    return documents[0]
+
+
+def parse_yaml_documents(text: str, where: str) -> list[dict[str, Any]]:
+    """Parse YAML text that holds one mapping or several, separated by ``---``; empty documents are left out.
+
+    Args:
+        text: the YAML.
+        where: file name shown in errors.
+
+    Raises:
+        InvalidInput: not YAML, empty, not mappings, or a duplicate key.
+    """
     try:
-        value = yaml.load(text, Loader=_StrictLoader)
+        values = list(yaml.load_all(text, Loader=_StrictLoader))
     except yaml.reader.ReaderError:
         raise InvalidInput([Problem(where, "not a text file; is this a YAML file?")]) from None
     except yaml.MarkedYAMLError as error:
@@ -177,29 +201,30 @@ def parse_yaml_mapping(text: str, where: str) -> dict[str, Any]:
         raise InvalidInput([Problem(where, f"not valid YAML: {error}")]) from None
     except RecursionError:
         raise InvalidInput([Problem(where, "nested too deeply")]) from None
-    if value is None:
+    documents = [value for value in values if value is not None]
+    if not documents:
         raise InvalidInput([Problem(where, "the file is empty; expected `key: value` lines")])
-    if not isinstance(value, dict):
-        kind = {"list": "a list", "str": "text"}.get(type(value).__name__, f"a {type(value).__name__}")
-        raise InvalidInput([Problem(where, f"expected `key: value` lines at the top, found {kind}")])
-    try:
-        size = _written_out(value, {})
-    except RecursionError:
-        raise InvalidInput([Problem(where, "nested too deeply")]) from None
-    if size < 0:
-        raise InvalidInput([Problem(where, "an alias (*name) contains itself")])
-    if size > MAX_YAML_VALUES:
-        raise InvalidInput([Problem(where, f"more than {MAX_YAML_VALUES:,} values with aliases (*name) written out")])
-    return value
+    for value in documents:
+        if not isinstance(value, dict):
+            kind = {"list": "a list", "str": "text"}.get(type(value).__name__, f"a {type(value).__name__}")
+            raise InvalidInput([Problem(where, f"expected `key: value` lines at the top, found {kind}")])
+        try:
+            size = _written_out(value, {})
+        except RecursionError:
+            raise InvalidInput([Problem(where, "nested too deeply")]) from None
+        if size < 0:
+            raise InvalidInput([Problem(where, "an alias (*name) contains itself")])
+        if size > MAX_YAML_VALUES:
+            message = f"more than {MAX_YAML_VALUES:,} values with aliases (*name) written out"
+            raise InvalidInput([Problem(where, message)])
+    return documents
 
 
 def _syntax_problem(error: yaml.MarkedYAMLError, where: str) -> Problem:
     mark = error.problem_mark or error.context_mark
     place = f"{where}, line {mark.line + 1}" if mark is not None else where
     message = error.problem or str(error)
-    if "single document" in str(error.context or ""):
-        message = "several YAML documents (---) in one file; expected one"
-    elif "could not determine a constructor" in message:
+    if "could not determine a constructor" in message:
         message = f"tags such as {message.split()[-1]} are not allowed here"
     elif not isinstance(error, yaml.constructor.ConstructorError):
         message = f"not valid YAML: {message}"

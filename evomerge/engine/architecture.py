@@ -90,6 +90,14 @@ class Architecture:
         slots = tuple(slot for slot in self.slots if slot.name not in names)
         return replace(self, slots=slots, optional=tuple(name for name in self.optional if name not in names))
 
+    def of_first_stack(self) -> Architecture:
+        """The same with the blocks of the first stack only; all other tensors count as outside the blocks."""
+        count = self.stacks[0].count if self.stacks else self.num_blocks
+        slots = tuple(
+            replace(slot, block=None) if slot.block is not None and slot.block >= count else slot for slot in self.slots
+        )
+        return replace(self, slots=slots, num_blocks=count, stacks=self.stacks[:1])
+
     def layout(self, checkpoint: Checkpoint) -> StoredLayout:
         """Where the tensors of the model are in a checkpoint.
 

@@ -45,8 +45,9 @@ def other_shapes(shapes: Shapes, architecture: Architecture, model_type: str) ->
     if len(vocabulary) == len(shapes):
         slot, shape = vocabulary[0]
         return (
-            f"{listed}. Only the vocabulary differs: {shape[0]} tokens, expected {slot.shape[0]}. Resize its "
-            "embeddings to the same tokens (resize_token_embeddings), or choose models that share a tokenizer."
+            f"{listed}. Only the vocabulary differs: {shape[0]} tokens, expected {slot.shape[0]}. Give the "
+            "recipe `tokenizer: union` (the tokens of all models) or `tokenizer: base`, or choose models that share a "
+            "tokenizer."
         )
     hint = "" if model_type == architecture.model_type else f" It is a {model_type} model."
     return f"{listed}.{hint} All models of a merge need the same sizes; are they fine-tunes of one base model?"

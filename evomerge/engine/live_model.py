@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evomerge.engine.adapted_models import check_live, cut_to_depth
 from evomerge.engine.architecture import Architecture, Slot, load_config, model_factories
 from evomerge.engine.model_tensors import OpenModels
 from evomerge.engine.sources import resolve_source
@@ -146,12 +147,14 @@ class LiveModel:
         """
         started = time.perf_counter()
         output = OutputDtype(recipe, self.models)
-        self._merger.start_candidate(recipe.model)
+        check_live(recipe)
+        root = cut_to_depth(recipe, self.architecture.num_blocks)
+        self._merger.start_candidate(root)
         sums: dict[str, Tensor] = {}
 
-        self._prepare(recipe.model)
+        self._prepare(root)
         try:
-            self._write_all(recipe.model, output, sums)
+            self._write_all(root, output, sums)
             check_finite([(slot.name, sums[slot.name]) for slot in self.architecture.slots if slot.name in sums])
         except BaseException:
             self._holds.clear()

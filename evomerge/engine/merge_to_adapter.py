@@ -77,6 +77,10 @@ def merge_to_adapter(
     check_output_dir(out_dir)
     if rank < 1:
         raise UserError(f"--rank: expected a whole number of at least 1, got {rank}")
+    for key in ("vocabulary", "chat_template", "parity"):
+        if getattr(recipe, key) is not None:
+            name = "tokenizer" if key == "vocabulary" else key
+            raise UserError(f"recipe: {name}: an adapter keeps its base's; remove it or leave out --output adapter")
     base = _common_base(recipe)
     models = OpenModels(base, recipe.sources)
     merging = _Merging(recipe, base, models, rank)

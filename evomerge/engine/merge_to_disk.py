@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evomerge.engine.adapted_models import open_for_output
 from evomerge.engine.architecture import FILES_ONLY
 from evomerge.engine.blame import blame
 from evomerge.engine.model_card import model_card
@@ -24,23 +24,11 @@ from evomerge.engine.safetensors_header import weight_files
 from evomerge.engine.shard_writer import DEFAULT_SHARD_BYTES, ShardWriter, plan_shards
 from evomerge.engine.tensor_merge import TensorMerger, check_finite
 from evomerge.engine.tensor_threads import TensorThreads
+from evomerge.engine.tokenizer_files import copy_other_files, find_template, write_side_files
 from evomerge.errors import MergeFailed, UserError
 from evomerge.methods.elementwise import checked_copy
-from evomerge.recipes.recipe import Node, Recipe, Source
+from evomerge.recipes.recipe import Merge, Node, Recipe, Stack, children
 from evomerge.yaml_files import format_flow
-
-# Everything beside the weights that scoring or serving reads. Copied as it is from the recipe's reference.
-COPIED = (
-    "generation_config.json", "tokenizer*.json", "tokenizer.model", "*.tiktoken", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece*.model",
-    "chat_template.jinja", "chat_template.json", "preprocessor_config.json", "processor_config.json",
-    "video_preprocessor_config.json",
-)  # fmt: skip
-# Of models of no known class everything is copied but weights, which are merged or would not be the merged model's.
-WEIGHT_FILES = (
-    "*.safetensors", "*.index.json", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx",
-    "*.onnx_data",
-)  # fmt: skip
 
 RECIPE_NAME = "evomerge_recipe.yaml"
 MERGEKIT_NAME = "mergekit_config.yml"
@@ -80,19 +68,23 @@ def merge_to_disk(
         raise UserError(f"--hash: expected {' or '.join(HASH_KINDS)}, got {hash_kind!r}")
     out_dir = Path(out_dir)
     check_output_dir(out_dir)
-    models = OpenModels(recipe.reference, recipe.sources)
-    units = plan_output(recipe, models)
+    models, root = open_for_output(recipe)
     reference = models.get(recipe.reference)
+    directories = [models.get(source).directory for source in recipe.sources]
+    template = find_template(recipe.chat_template, reference.directory, directories)
+    units = plan_output(recipe, models)
     entries = [entry for unit in units for entry in unit.entries]
     shards = plan_shards(entries, shard_bytes, _stem(reference, models))
     with output_directory(out_dir, merge_identity(recipe, shards), shards) as output:
         writer = ShardWriter(output.path, shards, output.kept, output.record)
         try:
-            _write_weights(recipe, models, units, writer, progress)
+            _write_weights((recipe, root), models, units, writer, progress)
         finally:
             writer.close()
-        _copy_files(reference, models, output.path)
-        if models.architecture.model_type != FILES_ONLY:
+        if models.architecture.model_type == FILES_ONLY:
+            copy_other_files(reference.directory, output.path)
+        else:
+            write_side_files(reference.directory, output.path, models.tokens, template)
             _write_config(recipe, models, reference, output.path)
         _write_recipe(recipe, models, output.path, (out_dir.name, card, hash_kind))
     return out_dir
@@ -107,11 +99,15 @@ def _stem(reference: ModelTensors, models: OpenModels) -> str:
 
 
 def _write_weights(
-    recipe: Recipe, models: OpenModels, units: list[OutputUnit], writer: ShardWriter, progress: Progress | None
+    what: tuple[Recipe, Node],
+    models: OpenModels,
+    units: list[OutputUnit],
+    writer: ShardWriter,
+    progress: Progress | None,
 ) -> None:
+    recipe, root = what
     threads = TensorThreads(torch.get_num_threads(), models.architecture)
-    merger = TensorMerger(models, torch.device("cpu"), state_memory_bytes=0, threads=threads)
-    reference = models.get(recipe.reference)
+    merger = _merger(recipe, models, threads)
     wanted = {entry.name for entry in writer.entries}
     total = sum(entry.num_bytes for unit in units for entry in unit.entries)
     done = total - sum(entry.num_bytes for entry in writer.entries)
@@ -120,13 +116,15 @@ def _write_weights(
 
     def merge(unit: OutputUnit) -> list[Tensor]:
         if not unit.slots:
-            return [reference.tensor(unit.copied)]
+            buffer = models.buffer(unit.copied)
+            assert buffer is not None
+            return [buffer]
         tensors = []
         for slot in unit.slots:
             with torch.no_grad():
                 merged = torch.empty(slot.shape, dtype=unit.entries[0].dtype)
                 try:
-                    merger.write(merger.pending(recipe.model, slot), merged)
+                    merger.write(merger.pending(root, slot), merged)
                 except MergeFailed as error:
                     if slot.name in str(error):
                         raise
@@ -141,7 +139,7 @@ def _write_weights(
 
     todo = [unit for unit in units if any(entry.name in wanted for entry in unit.entries)]
     try:
-        merger.start_candidate(recipe.model)
+        merger.start_candidate(root)
         for unit, tensors in zip(todo, threads.in_order(merge, todo), strict=True):
             for entry, tensor in zip(unit.entries, tensors, strict=True):
                 if entry.name in wanted:
@@ -154,24 +152,16 @@ def _write_weights(
     writer.finish()
 
 
-def _copy_files(reference: ModelTensors, models: OpenModels, directory: Path) -> None:
-    source = reference.directory
-    if models.architecture.model_type != FILES_ONLY:
-        paths = [path for pattern in COPIED for path in sorted(source.glob(pattern))]
-    elif source.is_dir():
-        paths = [path for path in sorted(source.rglob("*")) if not any(map(path.match, WEIGHT_FILES))]
-    else:
-        paths = []
-    for path in paths:
-        target = directory / path.relative_to(source)
-        hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
-        if path.is_file() and not hidden and not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+def _merger(recipe: Recipe, models: OpenModels, threads: TensorThreads) -> TensorMerger:
+    if recipe.parity is None:
+        return TensorMerger(models, torch.device("cpu"), state_memory_bytes=0, threads=threads)
+    from evomerge.engine.parity_merge import ParityMerger
+
+    return ParityMerger(models, recipe.compute_dtype)
 
 
 def _write_config(recipe: Recipe, models: OpenModels, reference: ModelTensors, directory: Path) -> None:
-    config = json.loads((reference.directory / "config.json").read_text())
+    config = models.config_json()
     if recipe.dtype is not None:
         _set_dtype(config, recipe.dtype)
         for part in config.values():
@@ -223,10 +213,8 @@ def _short(found: Mapping[str, Any]) -> dict[str, str]:
 
 def _depends_on_blocks(node: Node) -> bool:
     """Whether values differ between blocks, which mergekit numbers from 0 in every stack."""
-    if isinstance(node, Source):
-        return False
-    rules = [rule for _, rules in node.parameters for rule in rules]
-    if any(rule.blocks is not None or rule.outside_blocks or isinstance(rule.value, tuple) for rule in rules):
-        return True
-    inner = [expert for _, expert in node.experts] + ([] if node.base is None else [node.base])
-    return any(_depends_on_blocks(child) for child in inner)
+    if isinstance(node, Merge):
+        rules = [rule for _, rules in node.parameters for rule in rules]
+        if any(rule.blocks is not None or rule.outside_blocks or isinstance(rule.value, tuple) for rule in rules):
+            return True
+    return isinstance(node, Stack) or any(_depends_on_blocks(child) for child in children(node))

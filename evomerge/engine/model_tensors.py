@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from evomerge.engine.lora import LoraAdapter
 from evomerge.engine.model_parts import PartMap, map_part, part_names
 from evomerge.engine.sources import resolve_adapter, resolve_source
 from evomerge.engine.stored_layout import StoredLayout
+from evomerge.engine.vocabulary import TokenPlan
 from evomerge.errors import InvalidInput, Problem, UserError
 from evomerge.recipes.recipe import Source
 
@@ -215,17 +218,22 @@ class ModelTensors:
 class OpenModels:
     """The sources of one or many recipes, opened once and known to fit together."""
 
-    def __init__(self, reference: Source, sources: Iterable[Source]) -> None:
+    is_adapted = False  # whether the result has other blocks or tokens than the sources
+
+    def __init__(self, reference: Source, sources: Iterable[Source], tie: bool | None = None) -> None:
         """Open every source and check that they fit.
 
         Args:
             reference: lends the architecture.
             sources: further models; repeated ones are opened once.
+            tie: overrides whether head and embeddings are one tensor.
 
         Raises:
             InvalidInput: models that are missing, broken or do not fit, all at once, with tensors and shapes.
         """
         self.reference = reference
+        self._tie = tie
+        self.tokens: TokenPlan | None = None  # where the result's tokens are not the models'
         self._models: dict[Source, ModelTensors] = {}
         problems: list[Problem] = []
         for source in dict.fromkeys((reference, *sources)):
@@ -257,6 +265,38 @@ class OpenModels:
             InvalidInput: naming models, tensors and shapes.
         """
         self._check(self._models.values())
+
+    def num_blocks(self, source: Source) -> int:
+        """Depth of a source."""
+        return self.architecture.num_blocks
+
+    def tensor(self, source: Source, name: str) -> Tensor:
+        """A source's tensor as it enters the merge; do not write to it."""
+        return self.get(source).tensor(name)
+
+    def is_mapped(self, source: Source, name: str) -> bool:
+        """Whether ``tensor`` is a view of the file."""
+        return self.get(source).is_mapped(name)
+
+    def output_dtype(self, reference: Source, slot: Slot) -> torch.dtype:
+        """Dtype in which the result holds a tensor when the recipe names none."""
+        return self.holder(reference, slot.name).dtype(slot.name)
+
+    def buffer(self, name: str) -> Tensor | None:
+        """A buffer of the result, None where the reference has none."""
+        reference = self.get(self.reference)
+        return reference.tensor(name) if reference.has(name) else None
+
+    def made_of(self, slot: Slot) -> Iterator[tuple[Source, str]]:
+        """The sources of a tensor of the result that hold it, with its name in each."""
+        for source, model in self._models.items():
+            if slot.name not in model.absent:
+                yield source, slot.name
+
+    def config_json(self) -> dict[str, Any]:
+        """The configuration of the result, as far as models decide it."""
+        config: dict[str, Any] = json.loads((self.get(self.reference).directory / "config.json").read_text())
+        return config
 
     @property
     def file_bytes(self) -> int:
@@ -304,7 +344,7 @@ class OpenModels:
                 f"model {self.reference} is a part of a model and cannot lend the architecture. Give the whole model "
                 "as `base`, as the first expert, or as `tokenizer`."
             )
-        architecture = Architecture.of_directory(reference.directory)
+        architecture = Architecture.of_directory(reference.directory, self._tie)
         # One untied model makes the merged model untied: its head is a tensor of its own.
         if architecture.is_tied and not all(model.is_tied(architecture) for model in self._models.values()):
             architecture = Architecture.of_directory(reference.directory, tie=False)

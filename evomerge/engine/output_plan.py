@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from evomerge.engine.architecture import Slot
 from evomerge.engine.model_tensors import OpenModels
 from evomerge.engine.shard_writer import TensorEntry
-from evomerge.engine.stored_layout import StoredGroup, reverts
+from evomerge.engine.stored_layout import StoredGroup, StoredLayout, reverts
 from evomerge.engine.tensor_merge import OutputDtype
 from evomerge.recipes.recipe import Recipe
 
@@ -48,7 +48,9 @@ def plan_output(recipe: Recipe, models: OpenModels) -> list[OutputUnit]:
     Wider dtypes come first, as the format's own writer has it, so that every tensor is aligned.
     """
     architecture, reference = models.architecture, models.get(recipe.reference)
-    output, layout = OutputDtype(recipe, models), reference.layout
+    output = OutputDtype(recipe, models)
+    # Blocks and tokens that are not the reference's have no names in its files.
+    layout = StoredLayout({}, {}) if models.is_adapted else reference.layout
     units: list[OutputUnit] = []
     used: set[str] = set()
     done: set[str] = set()
@@ -71,8 +73,8 @@ def plan_output(recipe: Recipe, models: OpenModels) -> list[OutputUnit]:
         used.add(name)
         units.append(OutputUnit((TensorEntry(name, output.of(slot), slot.shape),), (slot,)))
     for name in architecture.buffers:
-        if name in layout.plain and layout.plain[name] not in used:
-            buffer = reference.tensor(name)
-            entry = TensorEntry(layout.plain[name], buffer.dtype, tuple(buffer.shape))
+        stored, buffer = layout.plain.get(name, name), models.buffer(name)
+        if buffer is not None and stored not in used:
+            entry = TensorEntry(stored, buffer.dtype, tuple(buffer.shape))
             units.append(OutputUnit((entry,), copied=name))
     return sorted(units, key=lambda unit: -max(entry.dtype.itemsize for entry in unit.entries))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from evomerge.errors import UserError
 from evomerge.methods.catalogue import get_spec
-from evomerge.recipes.recipe import Node, Rule, Source
+from evomerge.recipes.recipe import Merge, Node, Rule, Source
 from evomerge.recipes.validate import is_pairwise
 
 
@@ -28,6 +28,11 @@ def without_absent(node: Node, absent: Collection[Source]) -> Node | None:
         return node
     if isinstance(node, Source):
         return None if node in absent else node
+    if not isinstance(node, Merge):
+        raise UserError(
+            "recipe: a stack or modules of models of which some hold only a part of the tensors; merge them to disk "
+            "first and use the directory as a model"
+        )
     base = None if node.base is None else without_absent(node.base, absent)
     experts = [(name, without_absent(expert, absent)) for name, expert in node.experts]
     there = tuple((name, expert) for name, expert in experts if expert is not None)

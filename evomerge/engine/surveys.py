@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -78,6 +78,15 @@ class Surveys:
                 del self._kept[next(iter(self._kept))]
         self._kept[key] = found
         return found
+
+
+def surveys_of(
+    method: MergeMethod, values: Callable[[Slot], tuple[Mapping[str, Value], Any]], slots: Iterable[Slot]
+) -> int:
+    """How many passes a method needs over some tensors."""
+    if not isinstance(method, WholeModelMethod):
+        return 0
+    return max((method.num_surveys(values(slot)[0]) for slot in slots), default=0)
 
 
 def _one_pass(

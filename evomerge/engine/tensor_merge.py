@@ -19,16 +19,17 @@ import torch
 from torch import Tensor
 
 from evomerge.engine.architecture import Slot
+from evomerge.engine.block_places import BlockPlaces
 from evomerge.engine.merge_plan import MergePlan, Values
 from evomerge.engine.model_tensors import OpenModels
 from evomerge.engine.present_models import PresentModels
-from evomerge.engine.surveys import Surveys
+from evomerge.engine.surveys import Surveys, surveys_of
 from evomerge.engine.tensor_threads import TensorThreads
 from evomerge.errors import MergeFailed, UserError
 from evomerge.methods.base import TensorContext, Value
 from evomerge.methods.elementwise import checked_copy
 from evomerge.methods.whole_model import Statistics, WholeModelMethod
-from evomerge.recipes.recipe import Merge, Node, Recipe, Source
+from evomerge.recipes.recipe import Merge, Node, Recipe, Source, children
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # Preparing leaves large temporaries between small results in the heap, which glibc alone would never return.
@@ -55,11 +56,14 @@ class PendingTensor:
         slot: which tensor.
         constant: names the result where no hyperparameter can change it (a source alone, experts that all equal the
             base); None otherwise. Equal names stand for equal bits.
+        node: what is written; of a stack the part that holds the tensor.
+        place: the tensor as ``node`` counts its blocks.
     """
 
     slot: Slot
     constant: Hashable | None
-    node: Node
+    node: Source | Merge
+    place: Slot
     state: Any = None
     values: Values | None = None
 
@@ -102,6 +106,7 @@ class TensorMerger:
         self._surveys = Surveys()
         self._threads = threads
         self._present: PresentModels | None = None  # where some model holds only a part of the tensors
+        self._places = BlockPlaces(models.num_blocks, models.architecture)
 
     def start_candidate(self, root: Node) -> None:
         """Look up the methods of a new recipe, forget the plans of the last one, and survey the model where needed.
@@ -112,8 +117,15 @@ class TensorMerger:
         """
         self._candidate += 1
         self._plans = {}
+        self._places.forget()
         self.not_kept = set()
         self._add_plans(root)
+        depth, expected = self._places.depth(root), self.models.architecture.num_blocks
+        if depth != expected:
+            raise UserError(
+                f"the recipe makes a model of {depth} blocks, the one in memory has {expected}: merge it to disk "
+                "(evomerge merge) and use the directory as a model"
+            )
         self._present = PresentModels(root, self.models.absent) if self.models.is_partial else None
         for node in () if self._present is None else self._present.roots:
             self._add_plans(node)
@@ -127,28 +139,29 @@ class TensorMerger:
         Raises:
             MergeFailed: hyperparameters or a source's values are not finite.
         """
-        node = self._node(node, slot)
-        if isinstance(node, Source):
-            return PendingTensor(slot, ("source", node), node)
-        plan = self._plans[id(node)]
-        structural, values = plan.values(slot)
-        key = self._key(plan, structural, slot)
+        part, place = self._locate(node, slot)
+        if isinstance(part, Source):
+            return PendingTensor(slot, ("source", part, place.name), part, place)
+        plan = self._plans[id(part)]
+        structural, values = plan.values(place)
+        key = self._key(plan, structural, place)
         prepared = self._kept.get(key)
         if prepared is None:
-            prepared = self._prepare(plan, structural, slot, reused=plan.is_kept and key not in self._too_large)
+            prepared = self._prepare(plan, structural, place, reused=plan.is_kept and key not in self._too_large)
             if plan.is_kept:
                 with self._lock:
-                    self._keep(key, prepared, slot)
+                    self._keep(key, prepared, place)
         prepared.last_used = self._candidate
-        return PendingTensor(slot, ("merge", key) if prepared.is_constant else None, node, prepared.state, values)
+        constant = ("merge", key) if prepared.is_constant else None
+        return PendingTensor(slot, constant, part, place, prepared.state, values)
 
     def is_prepared(self, node: Node, slot: Slot) -> bool:
         """Whether ``pending`` has nothing to prepare that could be kept."""
-        node = self._node(node, slot)
-        if isinstance(node, Source):
+        part, place = self._locate(node, slot)
+        if isinstance(part, Source):
             return True
-        plan = self._plans[id(node)]
-        key = self._key(plan, plan.values(slot)[0], slot)
+        plan = self._plans[id(part)]
+        key = self._key(plan, plan.values(place)[0], place)
         return key in self._kept or key in self._too_large or not plan.is_kept
 
     def write(self, pending: PendingTensor, out: Tensor) -> None:
@@ -158,19 +171,23 @@ class TensorMerger:
             UserError: values the method does not take, for example a density of 0.
         """
         if isinstance(pending.node, Source):
-            out.copy_(self.models.get(pending.node).tensor(pending.slot.name))
+            out.copy_(self.models.tensor(pending.node, pending.place.name))
             return
         plan, state = self._plans[id(pending.node)], pending.state
         if state is None:
-            state = self._state(plan, plan.values(pending.slot)[0], pending.slot, reused=False)
+            state = self._state(plan, plan.values(pending.place)[0], pending.place, reused=False)
         assert pending.values is not None
         try:
             plan.method.apply(state, pending.values, out)
         except ValueError as error:
             raise UserError(f"recipe: {pending.node.method}, tensor {pending.slot.name}: {error}") from error
 
-    def _node(self, node: Node, slot: Slot) -> Node:
-        return node if self._present is None else self._present.node(node, slot.name)
+    def _locate(self, node: Node, slot: Slot) -> tuple[Source | Merge, Slot]:
+        """The source or merge that gives a node's tensor, and the tensor's place in it."""
+        present = node if self._present is None else self._present.node(node, slot.name)
+        part, place = self._places.locate(present, slot)
+        assert isinstance(part, Source | Merge)
+        return part, place
 
     def _key(self, plan: MergePlan, structural: Mapping[str, Value], slot: Slot) -> tuple[Hashable, ...]:
         # Hashing whole nodes for every tensor would cost more than merging small ones.
@@ -182,39 +199,54 @@ class TensorMerger:
             return
         if id(node) in self._plans:
             return
-        plan = MergePlan(node, self.models.architecture.num_blocks)
+        for child in children(node):
+            self._add_plans(child)
+        if not isinstance(node, Merge):
+            return
+        plan = MergePlan(node, self._places.depth(node))
         inputs = (node.method, node.base, node.experts, node.seed)
         # A merge inside that no candidate had before may be one that no candidate has again.
-        plan.is_kept = inputs in self._key_numbers or not any(isinstance(child, Merge) for child in plan.inputs)
+        plan.is_kept = inputs in self._key_numbers or all(isinstance(child, Source) for child in plan.inputs)
         plan.key_number = self._key_numbers.setdefault(inputs, len(self._key_numbers))
-        for child in plan.inputs:
-            self._add_plans(child)
         self._plans[id(node)] = plan
 
     def _survey(self, root: Node) -> None:
         """Look over the whole model for the methods that need it; a merge's inputs first."""
-        for plan in self._plans.values():
-            if not any(plan.node is node for node in self._roots(root)):
-                if self._present is not None and isinstance(plan.method, WholeModelMethod):
+        if not any(isinstance(plan.method, WholeModelMethod) for plan in self._plans.values()):
+            return
+        seen: dict[int, dict[str, Slot]] = {key: {} for key in self._plans}
+
+        def visit(node: Node, slot: Slot) -> None:
+            part, place = self._locate(node, slot)
+            if isinstance(part, Merge) and place.name not in seen[id(part)]:
+                seen[id(part)][place.name] = place
+                for child in self._plans[id(part)].inputs:
+                    visit(child, place)
+
+        for slot in self.models.architecture.slots:
+            visit(root, slot)
+        # One merge goes by several plans where some models hold only a part of the tensors.
+        roots = () if self._present is None else self._present.roots
+        together = [id(node) for node in roots if isinstance(node, Merge)]
+        for key, plan in self._plans.items():
+            if key not in together and seen[key]:
+                if together and surveys_of(plan.method, plan.values, seen[key].values()):
                     raise UserError(
                         f"recipe: {plan.node.method} looks at whole models, and inside another merge every model must "
                         "hold all tensors"
                     )
-                self._survey_plans([plan], {})
-        plans = [self._plans[id(node)] for node in self._roots(root) if isinstance(node, Merge)]
-        of_slot = {slot.name: self._plans.get(id(self._node(root, slot))) for slot in self.models.architecture.slots}
-        if plans:
-            self._survey_plans(plans, {name: plan for name, plan in of_slot.items() if plan is not None})
+                self._survey_plans([plan], dict.fromkeys(seen[key], plan), seen[key])
+        if together:
+            of_slot = {name: self._plans[key] for key in together for name in seen[key]}
+            places = {slot.name: slot for slot in self.models.architecture.slots if slot.name in of_slot}
+            self._survey_plans([self._plans[key] for key in together], of_slot, places)
 
-    def _roots(self, root: Node) -> tuple[Node, ...]:
-        return (root,) if self._present is None else self._present.roots
-
-    def _survey_plans(self, plans: Sequence[MergePlan], of_slot: Mapping[str, MergePlan]) -> None:
-        """Survey one merge, which for tensors that some models lack goes by other plans than the first."""
-        slots = [slot for slot in self.models.architecture.slots if not of_slot or slot.name in of_slot]
+    def _survey_plans(
+        self, plans: Sequence[MergePlan], of_slot: Mapping[str, MergePlan], places: Mapping[str, Slot]
+    ) -> None:
         merge = _Surveyed(self, plans[0], of_slot)
-        release = self.models.release if self.state_memory_bytes == 0 else None
-        found = self._surveys.of(merge, slots, self._threads, release)
+        release = self.models.release if self.state_memory_bytes == 0 and not self.models.is_adapted else None
+        found = self._surveys.of(merge, list(places.values()), self._threads, release)
         for plan in plans:
             plan.survey_number, plan.statistics = found
 
@@ -244,9 +276,10 @@ class TensorMerger:
         return base, [self._input(source, slot) for source in plan.experts]
 
     def _input(self, node: Node, slot: Slot) -> Tensor:
-        if isinstance(node, Source):
-            tensor = self.models.get(node).tensor(slot.name).to(self.device)
-            self._check_source(node, slot, tensor)
+        part, place = self._places.locate(node, slot)
+        if isinstance(part, Source):
+            tensor = self.models.tensor(part, place.name).to(self.device)
+            self._check_source(part, place, tensor)
             return tensor
         result = torch.empty(slot.shape, dtype=torch.float32, device=self.device)
         self.write(self.pending(node, slot), result)
@@ -266,10 +299,11 @@ class TensorMerger:
         """Bytes of inputs that are not views of mapped files, which a state may hold on to."""
         total = 0
         for node in plan.inputs:
-            if isinstance(node, Merge):
+            part, place = self._places.locate(node, slot)
+            if not isinstance(part, Source):
                 total += 4 * slot.num_elements
-            elif self.device.type != "cpu" or not self.models.get(node).is_mapped(slot.name):
-                total += self.models.get(node).dtype(slot.name).itemsize * slot.num_elements
+            elif self.device.type != "cpu" or not self.models.is_mapped(part, place.name):
+                total += self.models.get(part).dtype(place.name).itemsize * slot.num_elements
         return total
 
     def _keep(self, key: Any, prepared: _Prepared, slot: Slot) -> None:
@@ -296,20 +330,17 @@ class _Surveyed:
     """A merge node as surveys see it."""
 
     def __init__(self, merger: TensorMerger, plan: MergePlan, of_slot: Mapping[str, MergePlan]) -> None:
-        self._merger, self._plan, self._of_slot = merger, plan, of_slot
+        self._merger, self._of_slot = merger, of_slot
         self.method, self.key_number = plan.method, plan.key_number
 
     def structural(self, slot: Slot) -> Mapping[str, Value]:
-        return self._of(slot).values(slot)[0]
+        return self._of_slot[slot.name].values(slot)[0]
 
     def tensors(self, slot: Slot) -> tuple[Tensor | None, Sequence[Tensor]]:
-        return self._merger.inputs(self._of(slot), slot)
+        return self._merger.inputs(self._of_slot[slot.name], slot)
 
     def context(self, slot: Slot, statistics: Statistics) -> TensorContext:
-        return self._of(slot).context(slot, statistics)
-
-    def _of(self, slot: Slot) -> MergePlan:
-        return self._of_slot.get(slot.name, self._plan)
+        return self._of_slot[slot.name].context(slot, statistics)
 
 
 class OutputDtype:
@@ -328,7 +359,7 @@ class OutputDtype:
 
     def of(self, slot: Slot) -> torch.dtype:
         """Dtype of one tensor."""
-        return self._dtype or self._models.holder(self._reference, slot.name).dtype(slot.name)
+        return self._dtype or self._models.output_dtype(self._reference, slot)
 
 
 def check_finite(sums: list[tuple[str, Tensor]]) -> None:

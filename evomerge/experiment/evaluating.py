@@ -12,7 +12,7 @@ from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 from evomerge.evaluation.fitness_yaml import FitnessSpec, load_fitness
 from evomerge.evaluation.statistics import Interval, score_interval
 from evomerge.experiment.merging import as_recipe
-from evomerge.recipes.recipe import Merge, Node, Recipe, Source
+from evomerge.recipes.recipe import Recipe, Source
 from evomerge.runtime.build import worker_factory
 from evomerge.runtime.executor import Job, WorkerPlan
 from evomerge.runtime.inline_executor import InlineExecutor
@@ -89,13 +89,5 @@ def evaluate(
 def _models(recipe: Recipe) -> tuple[Source | None, tuple[tuple[str, Source], ...]]:
     """The live model's base and experts: every source of the recipe, the reference as base."""
     reference = recipe.reference
-    others = [source for source in _sources(recipe.model) if source != reference]
-    return reference, tuple((f"model{index}", source) for index, source in enumerate(dict.fromkeys(others)))
-
-
-def _sources(node: Node) -> list[Source]:
-    if isinstance(node, Source):
-        return [node]
-    assert isinstance(node, Merge)
-    nodes = [*([node.base] if node.base is not None else []), *(expert for _, expert in node.experts)]
-    return [source for inner in nodes for source in _sources(inner)]
+    others = [source for source in recipe.sources if source != reference]
+    return reference, tuple((f"model{index}", source) for index, source in enumerate(others))

@@ -58,6 +58,14 @@ DIALECT: dict[str, Dialect] = {
     "ramplus_tl": Dialect({"r": 0.1, "alpha": 0.2, "epsilon": 1e-5}, per_model=(), implied={"lambda": 1.0}),
 }
 
+# Parameters that mergekit reads for a method and that change nothing there.
+WITHOUT_EFFECT = {"task_arithmetic": ("density", "rescale")}
+# Parameters of mergekit that evomerge has only at their default: false.
+ONLY_FALSE = {"ties": ("rescale",), "breadcrumbs": ("rescale",), "breadcrumbs_ties": ("rescale",)}
+
+# In evomerge's own key: tokenizer_source only says whose files are copied, and no token changes its row.
+UNCHANGED = "unchanged"
+
 # Parameters that change no number of the result.
 IGNORED = ("int8_mask",)
 

@@ -1,29 +1,41 @@
 """mergekit's levels of parameters as rules.
 
-Precedence is mergekit's: source, output slice, top level, default of the method. In every output slice gradients start
-anew; embeddings take the first slice and the other tensors outside the blocks the last one, both at fraction 0.
+Precedence is mergekit's: source, output slice, module, top level, default of the method. In every output slice
+gradients start anew; embeddings take the first slice and the other tensors outside the blocks the last one, both at
+fraction 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from evomerge.errors import did_you_mean
 from evomerge.methods.base import Hyperparameter, MethodSpec
-from evomerge.recipes.mergekit_dialect import IGNORED, Dialect, by_mergekit_name, from_mergekit
-from evomerge.recipes.recipe import Rule, Scalar, Source
+from evomerge.recipes.mergekit_dialect import (
+    DIALECT,
+    IGNORED,
+    ONLY_FALSE,
+    WITHOUT_EFFECT,
+    by_mergekit_name,
+    from_mergekit,
+)
+from evomerge.recipes.recipe import Node, Rule, Scalar, Source
 from evomerge.yaml_files import is_finite_number
 
 Parameters = Mapping[str, Any]
+YAML_1_1 = {"yes": True, "on": True, "no": False, "off": False}
+# Filters that may speak of a block's number: ``layers.3.``, ``.12``.
+NUMBERED = re.compile(r"(^|\.)\d+(\.|$)")
 
 
 @dataclass
 class Entry:
     """One source of one output slice."""
 
-    source: Source
+    source: Node
     parameters: Parameters
     key: str
     layer_range: tuple[int, int] | None = None
@@ -31,12 +43,13 @@ class Entry:
 
 @dataclass
 class Slice:
-    """One output slice; ``layer_range`` None = the whole depth."""
+    """One output slice; ``layer_range`` None = the whole depth, or sources with ranges of their own."""
 
     entries: list[Entry]
     parameters: Parameters
     key: str
     layer_range: tuple[int, int] | None = None
+    base: Node | None = None
 
 
 class Reporter(Protocol):
@@ -53,16 +66,31 @@ class ParameterReader:
     """Turns mergekit's levels of parameters into rules."""
 
     def __init__(
-        self, reader: Reporter, spec: MethodSpec, dialect: Dialect, slices: list[Slice], top: Parameters
+        self,
+        reader: Reporter,
+        spec: MethodSpec,
+        slices: list[Slice],
+        outer: Sequence[tuple[Parameters, str]],
+        is_renumbered: bool = False,
     ) -> None:
+        """Remember the levels.
+
+        Args:
+            reader: where problems go.
+            spec: the method.
+            slices: output slices that one merge stands for.
+            outer: levels beyond the slices with their keys, the nearest first.
+            is_renumbered: whether the merge counts blocks in its own way, so that names of tensors are not the files'.
+        """
         self._reader = reader
         self._spec = spec
-        self._dialect = dialect
+        self._dialect = DIALECT[spec.name]
         self._slices = slices
-        self._top = top
+        self._outer = outer
+        self._is_renumbered = is_renumbered
         self._known = by_mergekit_name(spec)
 
-    def rules(self, experts: list[Source], names: list[str]) -> tuple[tuple[str, tuple[Rule, ...]], ...]:
+    def rules(self, experts: Sequence[Node], names: list[str]) -> tuple[tuple[str, tuple[Rule, ...]], ...]:
         """Rules of every hyperparameter, in evomerge's names."""
         self._check_names()
         found: dict[str, tuple[Rule, ...]] = {}
@@ -84,33 +112,44 @@ class ParameterReader:
 
     def _levels(self) -> list[tuple[Parameters, str, bool]]:
         """Every mapping of parameters with its key, and whether it stands beside a model."""
-        levels = [(self._top, "parameters", False)]
+        levels = [(level, key, False) for level, key in self._outer]
         for item in self._slices:
             levels.append((item.parameters, f"{item.key}.parameters".lstrip("."), False))
             levels.extend((entry.parameters, f"{entry.key}.parameters", True) for entry in item.entries)
         return levels
 
     def _check_names(self) -> None:
+        without = WITHOUT_EFFECT.get(self._spec.name, ())
+        only_false = ONLY_FALSE.get(self._spec.name, ())
         known = (*self._dialect.defaults, *IGNORED)
         for level, key, beside_model in self._levels():
             for name in level:
-                if name not in known:
+                if name in without:
+                    self._reader.add(f"{key}.{name}", f"has no effect in {self._spec.name}; remove it")
+                elif name in only_false and not beside_model:
+                    if level[name] not in (False, "no", "off", 0):
+                        message = f"evomerge's {self._spec.name} does not rescale; remove it, or merge with mergekit"
+                        self._reader.add(f"{key}.{name}", message)
+                elif name not in known:
                     message = f"{self._spec.name} has no such parameter in mergekit. {did_you_mean(name, known)}"
                     self._reader.add(f"{key}.{name}", message)
                 elif beside_model and name not in self._dialect.per_model:
                     self._reader.add(f"{key}.{name}", "mergekit ignores it beside a model; move it to the top level")
 
-    def _rules_of(self, name: str, parameter: Hyperparameter, experts: list[Source], names: list[str]) -> list[Rule]:
+    def _rules_of(self, name: str, parameter: Hyperparameter, experts: Sequence[Node], names: list[str]) -> list[Rule]:
         rules: list[Rule] = []
         default = self._dialect.defaults[name]
         for item in self._slices:
             found: list[Rule] = []
             for source, expert in zip(experts, names):
                 own = [entry for entry in item.entries if entry.source == source]
-                if parameter.per == "expert" and own:
-                    found += self._level(own[0].parameters, f"{own[0].key}.parameters", name, parameter, expert, item)
+                if name in self._dialect.per_model and own:
+                    # A passthrough has a single model, whose scale is the merge's.
+                    whose = expert if parameter.per == "expert" else None
+                    found += self._level(own[0].parameters, f"{own[0].key}.parameters", name, parameter, whose, item)
             found += self._level(item.parameters, f"{item.key}.parameters", name, parameter, None, item)
-            found += self._level(self._top, "parameters", name, parameter, None, item)
+            for level, key in self._outer:
+                found += self._level(level, key, name, parameter, None, item)
             if default is None:
                 self._check_given(name, found, item, dict(zip(names, experts)) if parameter.per == "expert" else {})
             elif len(self._slices) > 1 and item is self._slices[0]:
@@ -119,13 +158,15 @@ class ParameterReader:
             rules += found
         return rules
 
-    def _check_given(self, name: str, rules: list[Rule], item: Slice, experts: Mapping[str, Source]) -> None:
+    def _check_given(self, name: str, rules: list[Rule], item: Slice, experts: Mapping[str, Node]) -> None:
         key = f"{item.key}.parameters.{name}".lstrip(".")
         if not experts and not rules:
             self._reader.add(key, f"missing; {self._spec.name} needs it")
         for expert, source in experts.items():
             if not any(rule.expert in (None, expert) for rule in rules):
-                self._reader.add(key, f"missing for {source}; {self._spec.name} needs it")
+                self._reader.add(
+                    key, f"missing for {source if isinstance(source, Source) else expert}; {self._spec.name} needs it"
+                )
 
     def _level(
         self, level: Parameters, key: str, name: str, parameter: Hyperparameter, expert: str | None, item: Slice
@@ -150,8 +191,7 @@ class ParameterReader:
         self, value: Any, key: str, parameter: Hyperparameter
     ) -> list[tuple[Scalar | tuple[float, ...], str | None]]:
         if isinstance(value, Mapping):
-            self._reader.add(key, "a filter must stand in a list: [{filter: ..., value: ...}, {value: ...}]")
-            return []
+            value = [value]
         if not (isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value)):
             plain = self._plain(value, key, parameter)
             return [] if plain is None else [(plain, None)]
@@ -163,6 +203,12 @@ class ParameterReader:
             if not isinstance(contains, str | None):
                 self._reader.add(f"{place}.filter", f"expected part of a tensor name, got {contains!r}")
                 continue
+            if self._is_renumbered and contains and NUMBERED.search(contains):
+                message = (
+                    "speaks of a block's number, which stacking changes; give the block a slice of its own instead"
+                )
+                self._reader.add(f"{place}.filter", f"{contains!r} {message}")
+                continue
             plain = self._plain(item.get("value"), f"{place}.value", parameter)
             if plain is not None:
                 found.append((plain, None if contains in (None, "*", "") else contains))
@@ -170,6 +216,8 @@ class ParameterReader:
 
     def _plain(self, value: Any, key: str, parameter: Hyperparameter) -> Scalar | tuple[float, ...] | None:
         values = value if isinstance(value, list) else [value]
+        if parameter.kind == "bool" or parameter.name == "rescale":  # mergekit's YAML 1.1 has more words for them
+            values = [YAML_1_1.get(str(item).lower(), item) if isinstance(item, str) else item for item in values]
         kinds = (parameter.kind == "bool" or parameter.name == "rescale", len(values))
         usable = all(is_finite_number(item) or (kinds[0] and isinstance(item, bool)) for item in values)
         if not values or not usable or (kinds[0] and len(values) > 1):

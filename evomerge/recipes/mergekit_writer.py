@@ -1,27 +1,27 @@
 """Recipes as mergekit YAML, wherever mergekit's dialect can say the same.
 
 Rules over block ranges become output slices, components become filters (parts of tensor names), and tensors outside the
-blocks get filters of their own. What was written is read back and compared value by value before it is returned.
+blocks get filters of their own. ``mergekit_documents`` makes whole files of this.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import UserError
 from evomerge.methods.base import Hyperparameter, MethodSpec
 from evomerge.recipes.mergekit_dialect import DIALECT, by_mergekit_name, to_mergekit
-from evomerge.recipes.recipe import Merge, Recipe, Rule, Scalar, Source
+from evomerge.recipes.recipe import Merge, Node, Rule, Scalar, Source, Stack
 from evomerge.recipes.recipe_reader import parse_source
 from evomerge.recipes.resolve import knot_value, resolve_values
-from evomerge.yaml_files import format_flow, parse_yaml_mapping
+from evomerge.yaml_files import format_flow
 
 TensorPlace = tuple[str, int | None, str]
 Value = Scalar | tuple[float, ...]
 Conditional = tuple[Value, str | None]
+Names = Mapping[int, str]  # by id of a node
 
 # Parts of tensor names that mean a component in one architecture or another.
 _FILTERS = {
@@ -33,34 +33,6 @@ _FILTERS = {
 
 class NotExpressible(UserError):
     """The recipe says something mergekit's YAML has no words for."""
-
-
-def format_mergekit(recipe: Recipe, num_blocks: int, tensors: Sequence[TensorPlace] | None = None) -> str:
-    """The recipe as mergekit YAML that resolves to the same values for every tensor.
-
-    Args:
-        recipe: the recipe.
-        num_blocks: number of blocks of the models.
-        tensors: (name, block, component) of every tensor; a Llama's when left out.
-
-    Raises:
-        NotExpressible: mergekit cannot say this; the message tells what.
-    """
-    from evomerge.methods.catalogue import get_spec
-
-    merge = recipe.model
-    if isinstance(merge, Source):
-        raise NotExpressible("the recipe is one model, not a merge")
-    if merge.method not in DIALECT:
-        raise NotExpressible(f"mergekit has no method {merge.method}")
-    if any(isinstance(node, Merge) for node in (merge.base, *(expert for _, expert in merge.experts))):
-        raise NotExpressible("a merge of merges needs several mergekit files")
-    if any(source.into is not None for source in recipe.sources):
-        raise NotExpressible("mergekit cannot merge a model into a part of another")
-    places = tuple(tensors) if tensors is not None else llama_tensors(num_blocks)
-    text = _Writer(recipe, merge, get_spec(merge.method), num_blocks, places).text()
-    _check(text, merge, num_blocks, places)
-    return text
 
 
 def llama_tensors(num_blocks: int) -> tuple[TensorPlace, ...]:
@@ -77,7 +49,7 @@ def llama_tensors(num_blocks: int) -> tuple[TensorPlace, ...]:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """The blocks of one output slice."""
 
     start: int
@@ -86,88 +58,115 @@ class _Part:
     is_last: bool
 
 
-class _Writer:
+class MergeWriter:
+    """Writes one merge, as a file of its own or as one output slice."""
+
     def __init__(
-        self, recipe: Recipe, merge: Merge, spec: MethodSpec, num_blocks: int, places: tuple[TensorPlace, ...]
+        self, merge: Merge, spec: MethodSpec, num_blocks: int, places: tuple[TensorPlace, ...], names: Names
     ) -> None:
-        self._recipe = recipe
+        """Remember what to write.
+
+        Args:
+            merge: the merge; its models are sources or in ``names``.
+            spec: its method, which mergekit has.
+            num_blocks: its depth.
+            places: every tensor.
+            names: documents of the file that stand for models.
+        """
+        self._names = names
         self._merge = merge
         self._spec = spec
         self._num_blocks = num_blocks
         self._places = places
         self._dialect = DIALECT[merge.method]
 
-    def text(self) -> str:
-        """The whole file."""
+    def lines(self, as_slices: bool = False) -> list[str]:
+        """``base_model``, ``models`` or ``slices``, and ``parameters``.
+
+        Args:
+            as_slices: name the blocks also where all of them are merged in one way.
+        """
         parts = self._parts()
-        parameters = [
-            (name, parameter)
-            for name, parameter in by_mergekit_name(self._spec).items()
-            if name in self._dialect.defaults
-        ]
         common: dict[str, Any] = {}
         by_part: list[dict[str, Any]] = [{} for _ in parts]
-        for name, parameter in parameters:
-            if parameter.per == "merge":
-                written = [self._written(parameter, None, part) for part in parts]
-                if all(value == written[0] for value in written) and (len(parts) == 1 or not _has_list(written[0])):
-                    common[name] = written[0]
-                else:
-                    for entries, value in zip(by_part, written):
-                        entries[name] = value
-        lines = [f"merge_method: {self._merge.method}"]
-        if self._spec.stochastic:
-            lines.insert(
-                0, "# Random masks: mergekit draws its own, so its result is another sample of the same merge."
-            )
-        base = self._base()
-        if base is not None:
-            lines.append(f"base_model: {format_flow(_reference(base))}")
-        per_expert = [(name, parameter) for name, parameter in parameters if parameter.per == "expert"]
-        lines += self._body(parts, per_expert, by_part)
+        for name, parameter in self._parameters("merge"):
+            written = [self._written(parameter, None, part) for part in parts]
+            if all(value == written[0] for value in written) and (len(parts) == 1 or not _has_list(written[0])):
+                common[name] = written[0]
+            else:
+                for entries, value in zip(by_part, written):
+                    entries[name] = value
+        base = self.base
+        lines = [] if base is None else [f"base_model: {format_flow(self._model(base))}"]
+        if len(parts) == 1 and not as_slices:
+            lines += ["models:", *(f"  - {format_flow(source)}" for source in self._sources(parts[0], {}))]
+        else:
+            lines.append("slices:")
+            for part, entries in zip(parts, by_part):
+                models = [*(node for _, node in self._merge.experts), *(() if base is None else (base,))]
+                lines += self._slice(part, dict.fromkeys(models, (part.start, part.end)), entries)
         if common:
             lines += ["parameters:", *(f"  {format_flow(name)}: {format_flow(common[name])}" for name in common)]
-        if self._recipe.dtype is not None:
-            lines += ["dtype: float32", f"out_dtype: {self._recipe.dtype}"]
-        if base is None or self._recipe.reference != base:
-            lines.append(f"tokenizer_source: {format_flow(_plain_reference(self._recipe.reference))}")
-        extension: dict[str, Any] = {"seed": self._merge.seed} if self._merge.seed else {}
-        extension["experts"] = [name for name, _ in self._merge.experts]
-        lines.append(f"evomerge: {format_flow(extension)}")
-        return "\n".join(lines) + "\n"
+        return lines
 
-    def _base(self) -> Source | None:
+    def slice_lines(self, is_first: bool, is_last: bool) -> list[str]:
+        """The merge as one output slice; its models are stacks of some blocks of one model."""
+        if len(self._parts()) > 1:
+            raise NotExpressible("a merge inside a stack has rules over some of its blocks")
+        part = Part(0, self._num_blocks, is_first, is_last)
+        entries = {name: self._written(parameter, None, part) for name, parameter in self._parameters("merge")}
+        lines = self._slice(part, {}, entries)
+        if self.base is not None:
+            lines.append(f"    base_model: {format_flow(self._model(self.base))}")
+        return lines
+
+    @property
+    def base(self) -> Node | None:
+        """What stands as ``base_model``."""
         dialect = self._dialect
         takes_base = self._spec.needs_base or dialect.base_is_first or dialect.base_is_optional
         node = self._merge.base if takes_base else None
-        if node is None and self._dialect.base_is_first:
-            node = self._merge.experts[0][1]
-        assert node is None or isinstance(node, Source)
-        return node
+        return self._merge.experts[0][1] if node is None and dialect.base_is_first else node
 
-    def _body(
-        self, parts: list[_Part], per_expert: list[tuple[str, Hyperparameter]], by_part: list[dict[str, Any]]
-    ) -> list[str]:
-        lines = ["models:" if len(parts) == 1 else "slices:"]
-        base = self._base()
-        for part, entries in zip(parts, by_part):
-            span = {} if len(parts) == 1 else {"layer_range": [part.start, part.end]}
-            sources: list[dict[str, Any]] = []
-            for name, source in self._merge.experts:
-                assert isinstance(source, Source)
-                values = {key: self._written(parameter, name, part) for key, parameter in per_expert}
-                sources.append({"model": _reference(source), **span, **({"parameters": values} if values else {})})
-            if len(parts) == 1:
-                lines += [f"  - {format_flow(source)}" for source in sources]
-                continue
-            if base is not None and base not in [source for _, source in self._merge.experts]:
-                sources.append({"model": _reference(base), **span})
-            lines += ["  - sources:", *(f"      - {format_flow(source)}" for source in sources)]
-            if entries:
-                lines.append(f"    parameters: {format_flow(entries)}")
-        return lines
+    def _parameters(self, per: str) -> list[tuple[str, Hyperparameter]]:
+        found = by_mergekit_name(self._spec).items()
+        return [(name, entry) for name, entry in found if name in self._dialect.defaults and entry.per == per]
 
-    def _parts(self) -> list[_Part]:
+    def _slice(self, part: Part, spans: Mapping[Node, tuple[int, int]], entries: Mapping[str, Any]) -> list[str]:
+        sources = self._sources(part, spans)
+        base = self.base
+        if base is not None and base not in [node for _, node in self._merge.experts]:
+            sources.append({"model": self._model(base), "layer_range": self._span(base, spans)})
+        lines = ["  - sources:", *(f"      - {format_flow(source)}" for source in sources)]
+        return lines + ([f"    parameters: {format_flow(dict(entries))}"] if entries else [])
+
+    def _sources(self, part: Part, spans: Mapping[Node, tuple[int, int]]) -> list[dict[str, Any]]:
+        sources: list[dict[str, Any]] = []
+        for name, node in self._merge.experts:
+            entry: dict[str, Any] = {"model": self._model(node)}
+            if spans or isinstance(node, Stack):
+                entry["layer_range"] = self._span(node, spans)
+            values = {key: self._written(parameter, name, part) for key, parameter in self._parameters("expert")}
+            sources.append({**entry, **({"parameters": values} if values else {})})
+        return sources
+
+    def _span(self, node: Node, spans: Mapping[Node, tuple[int, int]]) -> list[int]:
+        if node in spans:
+            return list(spans[node])
+        assert isinstance(node, Stack)
+        return [node.parts[0].start, node.parts[0].end]
+
+    def _model(self, node: Node) -> Any:
+        """A model's reference; of a stack of one part that of the model below it."""
+        if isinstance(node, Stack) and len(node.parts) == 1:
+            node = node.parts[0].node
+        if isinstance(node, Source):
+            return reference(node)
+        if id(node) not in self._names:
+            raise NotExpressible("mergekit has no words for this merge inside a merge")
+        return self._names[id(node)]
+
+    def _parts(self) -> list[Part]:
         """Blocks cut wherever a rule's range begins or ends."""
         cuts = {0, self._num_blocks}
         for _, rules in self._merge.parameters:
@@ -177,9 +176,9 @@ class _Writer:
         if edges[-1] > self._num_blocks:
             raise NotExpressible(f"the recipe names block {edges[-1] - 1}, the models have {self._num_blocks}")
         last = len(edges) - 2
-        return [_Part(edges[i], edges[i + 1], i == 0, i == last) for i in range(last + 1)]
+        return [Part(edges[i], edges[i + 1], i == 0, i == last) for i in range(last + 1)]
 
-    def _written(self, parameter: Hyperparameter, expert: str | None, part: _Part) -> Any:
+    def _written(self, parameter: Hyperparameter, expert: str | None, part: Part) -> Any:
         """The YAML value of one hyperparameter in one slice: a scalar, a gradient, or a list of filters."""
         conditionals = self._inside(parameter, expert, part)
         outside = []
@@ -211,7 +210,7 @@ class _Writer:
             raise NotExpressible(f"mergekit has no {parameter.name}: {value} for {self._spec.name}")
         return written
 
-    def _inside(self, parameter: Hyperparameter, expert: str | None, part: _Part) -> list[Conditional]:
+    def _inside(self, parameter: Hyperparameter, expert: str | None, part: Part) -> list[Conditional]:
         """The rules that reach tensors of the part's blocks, as filters; the last one catches all."""
         prefix = {name: component for name, block, component in self._places if block == part.start}
         remaining = dict(prefix)
@@ -250,7 +249,7 @@ class _Writer:
             raise NotExpressible(f"no part of a tensor name selects {rule.component or rule.contains}")
         return None, reached
 
-    def _value(self, rule: Rule, part: _Part) -> Value:
+    def _value(self, rule: Rule, part: Part) -> Value:
         if not isinstance(rule.value, tuple):
             return rule.value
         start, end = rule.blocks or (0, self._num_blocks)
@@ -273,7 +272,7 @@ def _has_list(value: Any) -> bool:
     )
 
 
-def _reference(source: Source) -> Any:
+def reference(source: Source) -> Any:
     """The model in mergekit's words: text where that reads back the same, else a mapping."""
     if parse_source(str(source)) == source:
         return str(source)
@@ -285,31 +284,3 @@ def _reference(source: Source) -> Any:
     if source.adapter:
         entries["lora"] = path(source.adapter, source.adapter_revision)
     return entries
-
-
-def _plain_reference(source: Source) -> Any:
-    return _reference(Source(source.model, source.revision))
-
-
-def _check(text: str, merge: Merge, num_blocks: int, places: tuple[TensorPlace, ...]) -> None:
-    """Read the text back and compare every value of every tensor."""
-    from evomerge.recipes.mergekit_reader import MergekitReader
-
-    reader = MergekitReader("mergekit YAML")
-    back = reader.recipe(parse_yaml_mapping(text, "mergekit YAML"))
-    if back is None or not isinstance(back.model, Merge):
-        raise NotExpressible(f"mergekit would not take it: {reader.problems[0].message}")
-    for name, block, component in places:
-        wanted = resolve_values(merge, name, block, component, num_blocks)
-        found = resolve_values(back.model, name, block, component, num_blocks)
-        for key, value in wanted.items():
-            if not _same(value, found[key]):
-                raise NotExpressible(f"mergekit would give {key} = {found[key]} for {name}, the recipe has {value}")
-
-
-def _same(left: Any, right: Any) -> bool:
-    if isinstance(left, tuple):
-        return len(left) == len(right) and all(_same(a, b) for a, b in zip(left, right))
-    if isinstance(left, float) and isinstance(right, int | float):
-        return math.isclose(left, right, rel_tol=1e-12, abs_tol=1e-15)
-    return bool(left == right)

@@ -93,7 +93,93 @@ class Merge:
         return dict(self.parameters).get(name, ())
 
 
-Node = Source | Merge
+@dataclass(frozen=True)
+class StackPart:
+    """Some blocks of a model.
+
+    Attributes:
+        node: the model: a source, a merge or a stack.
+        start: its first block that is taken.
+        end: the block behind the last one that is taken.
+    """
+
+    node: Node
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A model made of blocks of others, one part after the other; blocks may repeat, be skipped or change places.
+
+    Tensors before the blocks (embeddings) are those of the first part's node, tensors after the blocks (final norm,
+    head) those of the last part's.
+
+    Attributes:
+        parts: at least one.
+    """
+
+    parts: tuple[StackPart, ...]
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks of the stacked model."""
+        return sum(part.end - part.start for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Modules:
+    """A model of several modules (text, vision), each made in its own way.
+
+    Attributes:
+        parts: (module, node) in the file's order. A module is a part of the tensors' names (``vision_tower``), or one
+            of mergekit's words for them: ``text_decoder``, ``vision_tower``, ``multi_modal_projector``, ``default``.
+    """
+
+    parts: tuple[tuple[str, Node], ...]
+
+
+Node = Source | Merge | Stack | Modules
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """Where the row of one token comes from in models that lack it.
+
+    Without a model and ``zero`` it comes from the models that have the token, as for any other token.
+
+    Attributes:
+        token: the token.
+        model: the model that lends a row.
+        of_token: the token whose row it is; None = the same token's, unless ``of_id`` is given.
+        of_id: the number of the row.
+        zero: the row is zero.
+        force: the row is used in every model, also in those that have the token.
+    """
+
+    token: str
+    model: Source | None = None
+    of_token: str | None = None
+    of_id: int | None = None
+    zero: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of the merged model, where they are not simply those that all its models share.
+
+    Attributes:
+        source: ``union`` of all models' tokens, ``base`` = those of the recipe's reference, or a model.
+        tokens: rows of single tokens, sorted by token; tokens the vocabulary lacks are added to it.
+        pad_to_multiple_of: embeddings get rows until their number is a multiple of this.
+        base: the model whose rows the others borrow first; None = the base of the merge.
+    """
+
+    source: str | Source
+    tokens: tuple[TokenRow, ...] = ()
+    pad_to_multiple_of: int | None = None
+    base: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -104,12 +190,21 @@ class Recipe:
         model: the root of the merge tree.
         dtype: dtype of the merged weights (``bfloat16``, ``float16``, ``float32``), None = the base model's own.
         tokenizer: whose tokenizer, config and generation config are used; None = the base model, else the first expert.
+        options: ``num_blocks`` = depth of the merged model, which may be less than its models'.
+        vocabulary: the merged model's tokens; None = as in all its models, which must then agree.
+        chat_template: ``auto``, a name or a Jinja template written into the tokenizer; None = the tokenizer's own.
+        parity: ``mergekit`` computes as mergekit does, also where that is less exact; None = in fp32.
+        compute_dtype: with ``parity``, the dtype of all arithmetic; None = the models' own.
     """
 
     model: Node
     dtype: str | None = None
     tokenizer: Source | None = None
     options: tuple[tuple[str, Scalar], ...] = field(default=())
+    vocabulary: Vocabulary | None = None
+    chat_template: str | None = None
+    parity: str | None = None
+    compute_dtype: str | None = None
 
     @cached_property
     def recipe_id(self) -> str:
@@ -119,7 +214,8 @@ class Recipe:
     @property
     def sources(self) -> tuple[Source, ...]:
         """Every model named in the recipe, base first, each once, in tree order."""
-        return tuple(dict.fromkeys(_walk(self.model)))
+        lending = [] if self.vocabulary is None else [row.model for row in self.vocabulary.tokens if row.model]
+        return tuple(dict.fromkeys((*_walk(self.model), *lending)))
 
     @property
     def reference(self) -> Source:
@@ -131,15 +227,22 @@ def _walk(node: Node) -> Iterator[Source]:
     if isinstance(node, Source):
         yield node
         return
-    if node.base is not None:
-        yield from _walk(node.base)
-    for _, expert in node.experts:
-        yield from _walk(expert)
+    for inner in children(node):
+        yield from _walk(inner)
+
+
+def children(node: Node) -> tuple[Node, ...]:
+    """The nodes right below a node: of a merge its base and experts, else the nodes of its parts."""
+    if isinstance(node, Modules):
+        return tuple(inner for _, inner in node.parts)
+    if isinstance(node, Merge):
+        return (*(() if node.base is None else (node.base,)), *(expert for _, expert in node.experts))
+    return tuple(part.node for part in node.parts) if isinstance(node, Stack) else ()
 
 
 def canonical(thing: Any) -> Any:
     """JSON-ready form in which equal recipes are equal: tagged nodes, default fields left out, no negative zeros."""
-    if isinstance(thing, Recipe | Merge | Source | Rule):
+    if type(thing) in _DEFAULTS:
         entries: dict[str, Any] = {"is": type(thing).__name__}
         for name, default in _DEFAULTS[type(thing)].items():
             value = getattr(thing, name)
@@ -161,4 +264,5 @@ def _defaults(cls: type[Any]) -> dict[str, Any]:
     }
 
 
-_DEFAULTS: dict[type[Any], dict[str, Any]] = {cls: _defaults(cls) for cls in (Recipe, Merge, Source, Rule)}
+_TAGGED: tuple[type[Any], ...] = (Recipe, Merge, Source, Rule, Stack, StackPart, Vocabulary, TokenRow, Modules)
+_DEFAULTS: dict[type[Any], dict[str, Any]] = {cls: _defaults(cls) for cls in _TAGGED}

@@ -9,15 +9,17 @@ from evomerge.errors import UserError, did_you_mean
 from evomerge.methods.base import MethodSpec
 from evomerge.methods.catalogue import get_spec
 from evomerge.recipes.modifiers import Parameters, put_after, put_before
-from evomerge.recipes.recipe import Merge, Node, Recipe, Rule, Scalar, Source
+from evomerge.recipes.recipe import Merge, Modules, Node, Recipe, Rule, Scalar, Source, Stack, StackPart, Vocabulary
 from evomerge.recipes.recipe_presets import expand_preset
 from evomerge.recipes.validate import MAX_DEPTH
+from evomerge.recipes.vocabulary_yaml import WORDS, VocabularyReader
 from evomerge.yaml_files import is_finite_number
 
 MERGE_KEYS = ("method", "base", "experts", "parameters", "seed", "before", "after")
 MODIFIER_KEYS = ("method", "base", "parameters", "seed")
-ROOT_KEYS = ("dtype", "tokenizer", "options", "fingerprints")
+ROOT_KEYS = ("dtype", "tokenizer", "options", "fingerprints", "chat_template", "parity", "compute_dtype")
 SOURCE_KEYS = ("model", "revision", "adapter", "adapter_revision", "into")
+STACK_KEYS = ("from", "blocks")
 RULE_KEYS = ("value", "blocks", "component", "expert", "contains", "outside_blocks")
 
 
@@ -45,18 +47,49 @@ class RecipeReader:
             if expanded is None:
                 return None
             entries = expanded
-        is_source = "model" in entries and "method" not in entries
-        self._check_keys(entries, "", (("model",) if is_source else MERGE_KEYS) + ROOT_KEYS)
-        model: Node | None = self.source(entries["model"], "model") if is_source else self._merge(entries, "", 0)
-        tokenizer = None if entries.get("tokenizer") is None else self.source(entries["tokenizer"], "tokenizer")
-        dtype = entries.get("dtype")
-        if dtype is not None and not isinstance(dtype, str):
-            self._problem("dtype", f"expected the name of a dtype, got {dtype!r}")
-            dtype = None
+        model = self._root(entries)
+        tokenizer, vocabulary = self._tokenizer(entries.get("tokenizer"))
+        expected = {"dtype": "the name of a dtype", "compute_dtype": "the name of a dtype",
+                    "chat_template": "auto, a name or a Jinja template", "parity": "mergekit"}  # fmt: skip
+        texts: dict[str, Any] = {}
+        for name, what in expected.items():
+            texts[name] = entries.get(name)
+            if not isinstance(texts[name], str | None):
+                self._problem(name, f"expected {what}, got {texts[name]!r}")
+                texts[name] = None
         options = self._options(entries.get("options"))
         if not isinstance(entries.get("fingerprints", {}), Mapping):  # a record of the sources, no part of the recipe
             self._problem("fingerprints", f"expected a mapping of sources, got {entries['fingerprints']!r}")
-        return None if model is None else Recipe(model, dtype, tokenizer, options)
+        if model is None:
+            return None
+        return Recipe(model, tokenizer=tokenizer, options=options, vocabulary=vocabulary, **texts)
+
+    def _tokenizer(self, value: Any) -> tuple[Source | None, Vocabulary | None]:
+        """Whose tokenizer files, and whose tokens where they change."""
+        reader = VocabularyReader(self._problem, self.source)
+        if value is None:
+            return None, None
+        if value in WORDS:
+            return None, Vocabulary(value)
+        if not isinstance(value, Mapping) or "model" in value:
+            return self.source(value, "tokenizer"), None
+        given = {name: value.get(name) for name in ("reference", "base")}
+        read = {name: self.source(item, f"tokenizer.{name}") for name, item in given.items() if item is not None}
+        vocabulary = reader.vocabulary(value, "tokenizer", ("reference", "base"), read.get("base"))
+        return read.get("reference"), vocabulary
+
+    def _root(self, entries: Mapping[str, Any]) -> Node | None:
+        if "stack" in entries and "method" not in entries:
+            self._check_keys(entries, "", ("stack", *ROOT_KEYS))
+            return self._stack(entries["stack"], "stack", 0)
+        if "modules" in entries and "method" not in entries:
+            self._check_keys(entries, "", ("modules", *ROOT_KEYS))
+            return self._modules(entries["modules"], "modules", 0)
+        if "model" in entries and "method" not in entries:
+            self._check_keys(entries, "", ("model", *ROOT_KEYS))
+            return self.source(entries["model"], "model")
+        self._check_keys(entries, "", MERGE_KEYS + ROOT_KEYS)
+        return self._merge(entries, "", 0)
 
     def source(self, value: Any, key: str) -> Source | None:
         """A model written as text or as a mapping."""
@@ -102,7 +135,48 @@ class RecipeReader:
         if isinstance(value, Mapping) and "method" in value:
             self._check_keys(value, key, MERGE_KEYS)
             return self._merge(value, key, depth)
+        if isinstance(value, Mapping) and "stack" in value:
+            self._check_keys(value, key, ("stack",))
+            return self._stack(value["stack"], f"{key}.stack", depth)
+        if isinstance(value, Mapping) and "modules" in value:
+            self._check_keys(value, key, ("modules",))
+            return self._modules(value["modules"], f"{key}.modules", depth)
         return self.source(value, key)
+
+    def _modules(self, value: Any, key: str, depth: int) -> Modules | None:
+        if not isinstance(value, Mapping) or not value:
+            self._problem(key, f"expected a mapping of modules to models, got {value!r}")
+            return None
+        if depth > MAX_DEPTH:
+            self._problem(key, f"recipes are nested deeper than {MAX_DEPTH}")
+            return None
+        nodes = [(name, self._node(item, f"{key}.{name}", depth + 1)) for name, item in value.items()]
+        return Modules(tuple((name, node if node is not None else Source("?")) for name, node in nodes))
+
+    def _stack(self, value: Any, key: str, depth: int) -> Stack | None:
+        if depth > MAX_DEPTH:
+            self._problem(key, f"recipes are nested deeper than {MAX_DEPTH}")
+            return None
+        if not isinstance(value, list) or not value:
+            self._problem(key, f"expected a list of {{from: model, blocks: [first, last]}}, got {value!r}")
+            return None
+        parts = []
+        for index, item in enumerate(value):
+            place = f"{key}[{index}]"
+            if not isinstance(item, Mapping):
+                self._problem(place, f"expected {{from: model, blocks: [first, last]}}, got {item!r}")
+                continue
+            self._check_keys(item, place, STACK_KEYS)
+            missing = [name for name in STACK_KEYS if item.get(name) is None]
+            for name in missing:
+                self._problem(f"{place}.{name}", "missing; it is required")
+            if missing:
+                continue
+            node = self._node(item["from"], f"{place}.from", depth + 1)
+            blocks = self._blocks(item["blocks"], f"{place}.blocks")
+            # A placeholder keeps the number of parts right for the checks that follow.
+            parts.append(StackPart(node if node is not None else Source("?"), *(blocks or (0, 1))))
+        return Stack(tuple(parts)) if parts else None
 
     def _merge(self, entries: Mapping[str, Any], key: str, depth: int) -> Merge | None:
         if depth > MAX_DEPTH:

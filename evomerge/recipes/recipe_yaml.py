@@ -26,14 +26,38 @@ The own form::
     dtype: bfloat16                    # of the merged weights; the base's own when left out
     tokenizer: zoo:smollm2-135m        # whose tokenizer and config; the base's when left out
     options: {output: adapter, rank: 16}                    # write a LoRA adapter instead of a model
+    chat_template: chatml              # auto, alpaca, chatml, exaone, llama3, mistral, or Jinja
+
+Models with different vocabularies need ``tokenizer: union`` (the tokens of all of them), ``tokenizer: base`` (those of
+the base), or a mapping::
+
+    tokenizer:
+      source: union                    # or base, or a model
+      tokens:                          # rows of single tokens in models that lack them; force: in all models
+        "<tool>": {source: org/model, force: true}
+        "<a>": {source: {kind: model_token, model: org/model, token: "<b>"}}
+        "<pad>": {source: {kind: zero}}
+      pad_to_multiple_of: 64           # rows of the embeddings
+      base: org/model                  # whose rows the others borrow first; the base of the merge when left out
+      reference: org/model             # whose configuration is used; the base's when left out
+
+``parity: mergekit`` computes as mergekit does, in ``compute_dtype``; docs/mergekit.md has the differences.
 
 ``blocks`` is ``[first, last]``, both included, or one block. Further keys of a rule: ``component`` (attention, mlp,
 norms, embeddings, head, other, or ``regex:pattern``), ``expert``, ``contains`` (part of a tensor name),
 ``outside_blocks``. A list of two or more numbers is a gradient: values at equally spaced places of the rule's blocks,
 linear between them; tensors outside the blocks take its first number. ``before`` and ``after`` are short for merges
-of merges (see modifiers.py), and ``preset: balanced_actor`` for a whole recipe (see recipe_presets.py). A file may also
-be just ``model: <source>``.
-``fingerprints``, in the recipe beside merged weights, records their sources and changes nothing.
+of merges (see modifiers.py), and ``preset: balanced_actor`` for a whole recipe (see recipe_presets.py).
+``fingerprints``, in the recipe beside merged weights, records their sources and changes nothing. A file may also be
+just ``model: <source>``, or a stack of blocks, which may stand wherever a merge may::
+
+    stack:                             # blocks of models one after the other, both ends included
+      - {from: zoo:smollm2-135m, blocks: [0, 19]}
+      - {from: {method: linear, experts: {...}}, blocks: [10, 29]}
+
+or modules of a model, each made in its own way::
+
+    modules: {text_decoder: {method: ...}, vision_tower: zoo:a, multi_modal_projector: zoo:a}
 """
 
 from __future__ import annotations
@@ -43,10 +67,11 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import InvalidInput, Problem, few_problems
-from evomerge.recipes.recipe import Merge, Node, Recipe, Rule, Source
+from evomerge.recipes.recipe import Merge, Modules, Node, Recipe, Rule, Source, Stack
 from evomerge.recipes.recipe_reader import SOURCE_KEYS, RecipeReader, parse_source
 from evomerge.recipes.validate import recipe_problems
-from evomerge.yaml_files import format_flow, parse_yaml_mapping, read_yaml_mapping
+from evomerge.recipes.vocabulary_yaml import WORDS, vocabulary_value
+from evomerge.yaml_files import format_flow, parse_yaml_documents, read_yaml_text
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -55,7 +80,7 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         InvalidInput: everything wrong with the file.
     """
-    return recipe_from_mapping(read_yaml_mapping(path), str(path))
+    return parse_recipe(read_yaml_text(path), str(path))
 
 
 def parse_recipe(text: str, where: str = "recipe") -> Recipe:
@@ -68,7 +93,14 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
     Raises:
         InvalidInput: everything wrong with the text.
     """
-    return recipe_from_mapping(parse_yaml_mapping(text, where), where)
+    documents = parse_yaml_documents(text, where)
+    if len(documents) == 1:
+        return recipe_from_mapping(documents[0], where)
+    if any("merge_method" in entries for entries in documents):
+        from evomerge.recipes.mergekit_yaml import recipe_from_mergekit
+
+        return recipe_from_mergekit(documents, where)
+    raise InvalidInput([Problem(where, "several YAML documents (---) in one file; expected one")])
 
 
 def recipe_from_mapping(entries: Mapping[str, Any], where: str) -> Recipe:
@@ -80,7 +112,7 @@ def recipe_from_mapping(entries: Mapping[str, Any], where: str) -> Recipe:
     if "merge_method" in entries:
         from evomerge.recipes.mergekit_yaml import recipe_from_mergekit
 
-        return recipe_from_mergekit(entries, where)
+        return recipe_from_mergekit([entries], where)
     reader = RecipeReader()
     recipe = reader.recipe(entries)
     problems = [Problem(f"{where}: {key}" if key else where, message) for key, message in reader.problems]
@@ -100,14 +132,30 @@ def format_recipe(recipe: Recipe) -> str:
     if isinstance(recipe.model, Source):
         lines.append(f"model: {format_flow(_source_value(recipe.model))}")
     else:
-        lines.extend(_merge_lines(recipe.model, ""))
+        lines.extend(_inner_lines(recipe.model, ""))
     if recipe.dtype is not None:
         lines.append(f"dtype: {recipe.dtype}")
-    if recipe.tokenizer is not None:
-        lines.append(f"tokenizer: {format_flow(_source_value(recipe.tokenizer))}")
+    lines.extend(_tokenizer_lines(recipe))
     if recipe.options:
         lines.append(f"options: {format_flow(dict(recipe.options))}")
+    for name in ("chat_template", "parity", "compute_dtype"):
+        if getattr(recipe, name) is not None:
+            lines.append(f"{name}: {format_flow(getattr(recipe, name))}")
     return "\n".join(lines) + "\n"
+
+
+def _tokenizer_lines(recipe: Recipe) -> Iterator[str]:
+    if recipe.vocabulary is None:
+        if recipe.tokenizer is not None:
+            value = _source_value(recipe.tokenizer)
+            yield f"tokenizer: {format_flow({'model': value} if value in WORDS else value)}"
+        return
+    entries = vocabulary_value(recipe.vocabulary, _source_value)
+    for name, source in (("reference", recipe.tokenizer), ("base", recipe.vocabulary.base)):
+        if source is not None:
+            entries[name] = _source_value(source)
+    plain = entries["source"] if set(entries) == {"source"} and entries["source"] in WORDS else entries
+    yield f"tokenizer: {format_flow(plain)}"
 
 
 def _source_value(source: Source) -> Any:
@@ -115,6 +163,26 @@ def _source_value(source: Source) -> Any:
     if parse_source(text) == source:
         return text
     return {name: getattr(source, name) for name in SOURCE_KEYS if getattr(source, name) is not None}
+
+
+def _inner_lines(node: Merge | Stack | Modules, indent: str) -> Iterator[str]:
+    if isinstance(node, Merge):
+        yield from _merge_lines(node, indent)
+        return
+    if isinstance(node, Modules):
+        yield f"{indent}modules:"
+        for name, inner in node.parts:
+            yield from _node_lines(name, inner, indent + "  ")
+        return
+    yield f"{indent}stack:"
+    for part in node.parts:
+        blocks = [part.start, part.end - 1]
+        if isinstance(part.node, Source):
+            yield f"{indent}  - {format_flow({'from': _source_value(part.node), 'blocks': blocks})}"
+        else:
+            yield f"{indent}  - blocks: {format_flow(blocks)}"
+            yield f"{indent}    from:"
+            yield from _inner_lines(part.node, indent + "      ")
 
 
 def _merge_lines(merge: Merge, indent: str) -> Iterator[str]:
@@ -143,7 +211,7 @@ def _node_lines(name: str, node: Node, indent: str) -> Iterator[str]:
         yield f"{indent}{format_flow(name)}: {format_flow(_source_value(node))}"
     else:
         yield f"{indent}{format_flow(name)}:"
-        yield from _merge_lines(node, indent + "  ")
+        yield from _inner_lines(node, indent + "  ")
 
 
 def _compact(rules: tuple[Rule, ...]) -> Any:

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 
 from evomerge.errors import Problem, UserError, did_you_mean
 from evomerge.methods.base import Hyperparameter, MethodSpec
-from evomerge.recipes.recipe import COMPONENTS, Merge, Node, Recipe, Rule, Scalar, Source
+from evomerge.recipes.chat_templates import chat_template_problems
+from evomerge.recipes.recipe import COMPONENTS, Merge, Modules, Node, Recipe, Rule, Scalar, Source, Stack
 
 DTYPES = ("bfloat16", "float16", "float32")
 OPTIONS = ("num_blocks", "output", "rank")
 OUTPUTS = ("model", "adapter")
+PARITIES = ("mergekit",)
 MAX_DEPTH = 20
 
 
@@ -62,6 +64,10 @@ def _finite(value: object) -> bool:
 def _recipe(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if recipe.dtype is not None and recipe.dtype not in DTYPES:
         yield "dtype", f"expected one of {', '.join(DTYPES)}, got {recipe.dtype!r}"
+    if recipe.chat_template is not None:
+        for message in chat_template_problems(recipe.chat_template):
+            yield "chat_template", message
+    yield from _parity(recipe)
     for name, value in recipe.options:
         if name not in OPTIONS:
             yield f"options.{name}", f"unknown option. {did_you_mean(name, OPTIONS)}"
@@ -75,6 +81,17 @@ def _recipe(recipe: Recipe) -> Iterator[tuple[str, str]]:
     yield from _node(recipe.model, "", 0)
 
 
+def _parity(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    if recipe.parity is not None and recipe.parity not in PARITIES:
+        yield "parity", f"expected {' or '.join(PARITIES)}, got {recipe.parity!r}"
+    if recipe.compute_dtype is None:
+        return
+    if recipe.compute_dtype not in DTYPES:
+        yield "compute_dtype", f"expected one of {', '.join(DTYPES)}, got {recipe.compute_dtype!r}"
+    if recipe.parity is None:
+        yield "compute_dtype", "only counts with parity: mergekit; evomerge computes in float32"
+
+
 def _node(node: Node, key: str, depth: int) -> Iterator[tuple[str, str]]:
     if isinstance(node, Source):
         if not node.model:
@@ -83,11 +100,35 @@ def _node(node: Node, key: str, depth: int) -> Iterator[tuple[str, str]]:
     if depth > MAX_DEPTH:
         yield key, f"recipes are nested deeper than {MAX_DEPTH}"
         return
+    if isinstance(node, Stack):
+        yield from _stack(node, key, depth)
+        return
+    if isinstance(node, Modules):
+        place = f"{key}.modules".lstrip(".")
+        if not node.parts or len({name for name, _ in node.parts}) < len(node.parts):
+            yield place, "expected modules with different names"
+        for name, inner in node.parts:
+            yield from _node(inner, f"{place}.{name}", depth + 1)
+        return
     yield from _merge(node, key + "." if key else "")
     for name, expert in node.experts:
         yield from _node(expert, f"{key}.experts.{name}".lstrip("."), depth + 1)
     if node.base is not None:
         yield from _node(node.base, f"{key}.base".lstrip("."), depth + 1)
+
+
+def _stack(stack: Stack, key: str, depth: int) -> Iterator[tuple[str, str]]:
+    place = f"{key}.stack".lstrip(".")
+    if not stack.parts:
+        yield place, "has no parts; expected a list of {from: model, blocks: [first, last]}"
+    for index, part in enumerate(stack.parts):
+        if not 0 <= part.start < part.end:
+            found = f"got [{part.start}, {part.end - 1}]"
+            yield f"{place}[{index}].blocks", f"expected [first, last] with at least one block, {found}"
+        elif isinstance(part.node, Stack) and part.end > part.node.num_blocks:
+            found = f"names block {part.end - 1}, the stack has {part.node.num_blocks}"
+            yield f"{place}[{index}].blocks", found
+        yield from _node(part.node, f"{place}[{index}].from", depth + 1)
 
 
 def _merge(merge: Merge, prefix: str) -> Iterator[tuple[str, str]]:

@@ -38,7 +38,7 @@ def stop(*_: object) -> None:
 def merge_and_stop(recipe: Recipe, out: Path, limit: float) -> None:
     """Merge, and kill the process when that share is written; 0 = at the end, before the directory appears."""
     if limit == 0:
-        merging._copy_files = stop  # type: ignore[assignment]
+        merging.copy_other_files = stop  # type: ignore[assignment]
     told = out.parent.parent / f"told-{os.getpid()}"
     try:
         merge_to_disk(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from evomerge.engine.merge_to_adapter import merge_to_adapter
 from evomerge.engine.merge_to_disk import merge_to_disk
 from evomerge.errors import UserError
 from evomerge.experiment.merging import merge
-from evomerge.recipes.recipe import Merge, Recipe, Rule, Source
+from evomerge.recipes.recipe import Merge, Recipe, Rule, Source, Vocabulary
 from evomerge.recipes.recipe_yaml import load_recipe
 
 from .conftest import Family, tiny_config, tiny_model
@@ -150,6 +151,9 @@ def test_what_no_adapter_can_hold_is_refused(adapters: Callable[..., Any], famil
     for recipe, message in cases:
         with pytest.raises(UserError, match=message):
             merge_to_adapter(recipe, tmp_path / "out", 4)
+    for change in ({"chat_template": "chatml"}, {"parity": "mergekit"}, {"vocabulary": Vocabulary("union")}):
+        with pytest.raises(UserError, match="an adapter keeps its base's"):
+            merge_to_adapter(replace(recipe_of("task_arithmetic", plain), **change), tmp_path / "changed", 2)
     with pytest.raises(UserError, match="at least 1"):
         merge_to_adapter(recipe_of("task_arithmetic", plain), tmp_path / "out", 0)
     assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ import pytest
 from evomerge.errors import InvalidInput
 from evomerge.recipes.mergekit_writer import llama_tensors
 from evomerge.recipes.mergekit_yaml import NotExpressible, format_mergekit, parse_mergekit
-from evomerge.recipes.recipe import Merge, Recipe, Rule, Source
+from evomerge.recipes.recipe import Merge, Node, Recipe, Rule, Source, Stack, StackPart
 from evomerge.recipes.recipe_yaml import parse_recipe
 from evomerge.recipes.resolve import resolve_values
 
@@ -156,12 +156,24 @@ GOOD = "merge_method: ties\nbase_model: b\nmodels: [{model: x, parameters: {weig
     [
         (GOOD + "paramters: {}", "f.yaml: paramters: unknown key. Did you mean 'parameters'?"),
         (GOOD + "parameters: {densty: 1}", "parameters.densty: ties has no such parameter in mergekit. Did you mean"),
-        (GOOD + "modules: {text: {}}", "modules: merging several modules"),
-        (GOOD + "tokenizer_source: union", "tokenizer_source: union tokenizers are not supported"),
-        (GOOD + "tokenizer: {source: base, tokens: {a: {}}}", "tokenizer.tokens: changing the vocabulary"),
-        (GOOD + "chat_template: chatml", "chat_template: setting a chat template is not supported"),
-        (GOOD + "---\n" + GOOD, "several YAML documents"),
-        (GOOD + "parameters: {density: {filter: mlp, value: 1}}", "a filter must stand in a list"),
+        (
+            GOOD + "modules: {text: {}}",
+            "models: expected exactly one of models, slices, modules; found models, modules",
+        ),
+        ("merge_method: linear\nmodules: {a: {modles: []}}", "modules.a.modles: unknown key. Did you mean 'models'?"),
+        (GOOD + "tokenizer_source: 3", "tokenizer_source: expected a model"),
+        (GOOD + "tokenizer: {source: base, tokens: {a: {force: true}}}", "tokenizer.tokens.a.force: needs a source"),
+        (GOOD + "tokenizer: {source: base}\ntokenizer_source: base", "give tokenizer or tokenizer_source, not both"),
+        (GOOD + "chat_template: chatlm", "chat_template: expected auto, a name or a Jinja template"),
+        (GOOD + "---\n" + GOOD, "name: only one document may be without a name"),
+        (
+            GOOD.replace("ties", "task_arithmetic") + "parameters: {density: 1}",
+            "density: has no effect in task_arithmetic",
+        ),
+        (GOOD + "parameters: {density: 0}", "density: expected a number above 0, at most 1, got 0"),
+        (GOOD + "parameters: {density: 1.5}", "density: expected a number above 0, at most 1, got 1.5"),
+        (GOOD + "parameters: {normalize: [true, false]}", "expected true or false"),
+        (GOOD + "parameters: {rescale: true}", "rescale: evomerge's ties does not rescale"),
         (GOOD + "parameters: {density: [a, b]}", "expected a finite number or a list of them"),
         (GOOD + "parameters: {normalize: 3e400}", "expected true or false"),
         (GOOD + "dtype: int3", "expected one of bfloat16"),
@@ -172,9 +184,18 @@ GOOD = "merge_method: ties\nbase_model: b\nmodels: [{model: x, parameters: {weig
         (GOOD.replace("weight: 1", "weight: 1, normalize: true"), "mergekit ignores it beside a model"),
         (GOOD.replace("{model: x,", "{model: x}, {model: x,"), "x is listed twice"),
         ("merge_method: ties\nbase_model: b", "expected exactly one of models, slices, modules; found none"),
-        (SLICED.replace("[10, 20]", "[11, 20]"), "starts at block 11, expected 10"),
-        (SLICED.replace("b, layer_range: [10, 20]", "b, layer_range: [9, 19]"), "sources with different layer ranges"),
-        (SLICED.replace("model: x, layer_range: [20", "model: z, layer_range: [20"), "slices with different models"),
+        (
+            SLICED.replace("b, layer_range: [10, 20]", "b, layer_range: [9, 20]"),
+            "the same number of blocks, got [10, 11]",
+        ),
+        (SLICED.replace("b, layer_range: [10, 20]", "c, layer_range: [9, 19]"), "the base_model must be one of them"),
+        (SLICED.replace("x, layer_range: [20, 30]", "x"), "slices[2].sources[0]: layer_range is missing"),
+        (
+            SLICED.replace("[10, 20]", "[9, 19]").replace("filter: mlp", "filter: layers.3."),
+            "parameters.weight[0].filter: 'layers.3.' speaks of a block's number",
+        ),
+        (GOOD.replace("model: x", "model: {model: x, override_architecture: A}"), "correct it there"),
+        (GOOD.replace("model: x", "model: a@b@c"), "expected path[@revision][+lora[@revision]], got 'a@b@c'"),
         (SLICED.replace("layer_range: [0, 10]}", "layer_range: [0]}"), "expected [start, end)"),
     ],
 )
@@ -235,6 +256,9 @@ def test_simple_recipes_need_no_slices() -> None:
     assert "c+lora" in text
 
 
+HALF = (("coefficient", (Rule(0.5),)),)
+
+
 @pytest.mark.parametrize(
     ("merge", "expected"),
     [
@@ -243,8 +267,18 @@ def test_simple_recipes_need_no_slices() -> None:
             "merge_func = mean",
         ),
         (
-            Merge("linear", (("a", B), ("m", Merge("linear", E3))), None, (("coefficient", (Rule(1.0),)),)),
-            "merge of merges",
+            Merge("linear", (("a", B), ("m", Stack((StackPart(B, 0, 30),)))), None, (("coefficient", (Rule(1.0),)),)),
+            "a stack inside a merge",
+        ),
+        (Stack((StackPart(Merge("linear", E3, None, HALF), 0, 30),)), "more than a merge of blocks"),
+        (
+            Stack(
+                tuple(
+                    StackPart(Merge(method, (("a", Stack((StackPart(B, 0, 2),))),), base, HALF), 0, 2)
+                    for method, base in (("linear", None), ("ties", Stack((StackPart(B, 0, 2),))))
+                )
+            ),
+            "one method",
         ),
         (
             Merge("ties", E3, B, (("coefficient", (Rule(0.5, component="regex:q|k"), Rule(1.0))),)),
@@ -259,7 +293,7 @@ def test_simple_recipes_need_no_slices() -> None:
         (B, "not a merge"),
     ],
 )
-def test_what_mergekit_has_no_words_for(merge: Merge | Source, expected: str) -> None:
+def test_what_mergekit_has_no_words_for(merge: Node, expected: str) -> None:
     with pytest.raises(NotExpressible, match=expected):
         format_mergekit(Recipe(merge), 30)
 

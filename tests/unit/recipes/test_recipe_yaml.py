@@ -9,7 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.errors import InvalidInput
-from evomerge.recipes.recipe import COMPONENTS, Merge, Node, Recipe, Rule, Source
+from evomerge.recipes.recipe import (
+    COMPONENTS,
+    Merge,
+    Node,
+    Recipe,
+    Rule,
+    Source,
+    Stack,
+    StackPart,
+    TokenRow,
+    Vocabulary,
+)
 from evomerge.recipes.recipe_reader import parse_source
 from evomerge.recipes.recipe_yaml import format_recipe, load_recipe, parse_recipe
 from evomerge.recipes.validate import recipe_problems
@@ -55,12 +66,40 @@ def merges(nodes: st.SearchStrategy[Node]) -> st.SearchStrategy[Node]:
     )
 
 
+def stacks(nodes: st.SearchStrategy[Node]) -> st.SearchStrategy[Node]:
+    block_ranges = st.tuples(st.integers(0, 5), st.integers(1, 5))
+    parts = st.builds(
+        lambda node, pair: StackPart(node, pair[0], pair[0] + pair[1]), nodes.filter(is_no_stack), block_ranges
+    )
+    return st.lists(parts, min_size=1, max_size=3).map(lambda found: Stack(tuple(found)))
+
+
+def is_no_stack(node: Node) -> bool:
+    return not isinstance(node, Stack)  # its depth is known, so that blocks it does not have are refused
+
+
+token_rows = (
+    st.builds(lambda token, model, force: TokenRow(token, model, force=force), texts, sources, st.booleans())
+    | st.builds(lambda token, model, of: TokenRow(token, model, of_token=of), texts, sources, texts)
+    | st.builds(lambda token, model, of: TokenRow(token, model, of_id=of), texts, sources, st.integers(0, 9))
+    | st.builds(lambda token, force: TokenRow(token, zero=True, force=force), texts, st.booleans())
+    | st.builds(TokenRow, texts)
+)
+vocabularies = st.builds(
+    lambda source, rows, multiple, base: Vocabulary(source, tuple(sorted(rows, key=lambda r: r.token)), multiple, base),
+    st.sampled_from(["union", "base", Source("union")]) | sources,
+    st.lists(token_rows, max_size=3, unique_by=lambda row: row.token),
+    st.none() | st.integers(1, 99),
+    st.none() | sources,
+)
 recipes = st.builds(
     Recipe,
-    st.recursive(sources, merges, max_leaves=5),
+    st.recursive(sources, lambda nodes: merges(nodes) | stacks(nodes), max_leaves=5),
     st.none() | st.sampled_from(["bfloat16", "float32"]),
     st.none() | sources,
     st.sampled_from([(), (("num_blocks", 30),)]),
+    st.none() | vocabularies,
+    st.none() | st.sampled_from(["auto", "chatml", "{{ messages[0]['content'] }}\n: # no comment"]),
 )
 
 
@@ -176,6 +215,118 @@ def test_what_is_refused(text: str, expected: str) -> None:
         parse_recipe(text, "f.yaml")
     assert expected in str(caught.value)
     assert all(problem.where.startswith("f.yaml") for problem in caught.value.problems)
+
+
+def test_a_stack_in_our_own_form() -> None:
+    recipe = parse_recipe(
+        """
+        stack:
+          - {from: zoo:a, blocks: [0, 23]}
+          - blocks: 8
+            from: {method: linear, experts: {x: zoo:b, y: {stack: [{from: zoo:c, blocks: [1, 9]}]}},
+                   parameters: {coefficient: 1}}
+        """
+    )
+    assert isinstance(recipe.model, Stack)
+    first, second = recipe.model.parts
+    assert first == StackPart(Source("zoo:a"), 0, 24)
+    assert (second.start, second.end, recipe.model.num_blocks) == (8, 9, 25)
+    assert isinstance(second.node, Merge)
+    assert second.node.experts[1][1] == Stack((StackPart(Source("zoo:c"), 1, 10),))
+    assert recipe.sources == (Source("zoo:a"), Source("zoo:b"), Source("zoo:c"))
+
+
+def test_ids_of_recipes_without_a_stack_are_as_ever() -> None:
+    merge = parse_recipe(
+        "method: ties\nbase: b\nexperts: {x: a, y: c}\nparameters: {coefficient: [0.5, 1.0]}\nseed: 3\n"
+    )
+    assert merge.recipe_id == "403e6eb0e3aa7e69"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("stack: []", "f.yaml: stack: expected a list of {from: model, blocks: [first, last]}, got []"),
+        ("stack: [{from: a}]", "stack[0].blocks: missing; it is required"),
+        ("stack: [{from: a, blocks: [3, 2]}]", "stack[0].blocks: expected [first, last] (both included)"),
+        ("stack: [{from: a, block: [3, 4]}]", "stack[0].block: unknown key. Did you mean 'blocks'?"),
+        ("stack: [{from: {method: linear}, blocks: 1}]", "stack[0].from.experts: expected a mapping"),
+        (
+            "stack: [{from: {stack: [{from: a, blocks: [0, 1]}]}, blocks: [1, 2]}]",
+            "stack[0].blocks: names block 2, the stack has 2",
+        ),
+        ("stack: [{from: a, blocks: 0}]\nexperts: {x: a}", "experts: unknown key"),
+    ],
+)
+def test_what_is_refused_of_a_stack(text: str, expected: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_recipe(text, "f.yaml")
+    assert expected in str(caught.value)
+
+
+PLAIN = "method: linear\nexperts: {x: a, y: c}\nparameters: {coefficient: 1}\n"
+
+
+def test_a_vocabulary_in_our_own_form() -> None:
+    assert parse_recipe(PLAIN + "tokenizer: union").vocabulary == Vocabulary("union")
+    named = parse_recipe(PLAIN + "tokenizer: {model: union}")
+    assert (named.tokenizer, named.vocabulary) == (Source("union"), None)
+    recipe = parse_recipe(
+        PLAIN
+        + """\
+tokenizer:
+  source: org/x
+  base: c
+  reference: a
+  pad_to_multiple_of: 8
+  tokens:
+    "<a>": {source: {kind: zero}, force: true}
+    "<b>": {source: {kind: model_token, model: org/y, token: "</s>"}}
+    "<c>": {source: c}
+chat_template: chatml
+parity: mergekit
+compute_dtype: bfloat16
+"""
+    )
+    rows = (
+        TokenRow("<a>", zero=True, force=True),
+        TokenRow("<b>", Source("org/y"), "</s>"),
+        TokenRow("<c>", Source("c")),
+    )
+    assert recipe.vocabulary == Vocabulary(Source("org/x"), rows, 8, Source("c"))
+    assert (recipe.tokenizer, recipe.chat_template) == (Source("a"), "chatml")
+    assert (recipe.parity, recipe.compute_dtype) == ("mergekit", "bfloat16")
+    assert Source("org/y") in recipe.sources
+    assert parse_recipe(format_recipe(recipe)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("tokenizer: {sauce: union}", "tokenizer.sauce: unknown key. Did you mean 'source'?"),
+        ("tokenizer: {source: union, tokens: [a]}", "tokenizer.tokens: expected a mapping of tokens"),
+        (
+            "tokenizer: {source: union, tokens: {t: {source: {kind: one}}}}",
+            "t.source.kind: expected zero or model_token",
+        ),
+        ("tokenizer: {source: union, tokens: {t: {force: true}}}", "tokens.t.force: needs a source"),
+        (
+            "tokenizer: {source: union, tokens: {t: {source: {kind: model_token, model: a}}}}",
+            "tokens.t.source: expected either token or token_id",
+        ),
+        ("tokenizer: {source: union, pad_to_multiple_of: 0}", "pad_to_multiple_of: expected a whole number"),
+        (
+            "chat_template: chatlm",
+            "chat_template: expected auto, a name or a Jinja template, got 'chatlm'. Did you mean",
+        ),
+        ("parity: mergekitt", "parity: expected mergekit, got 'mergekitt'"),
+        ("compute_dtype: float16", "compute_dtype: only counts with parity: mergekit"),
+    ],
+)
+def test_what_is_refused_of_the_rest(text: str, expected: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_recipe(PLAIN + text, "f.yaml")
+    assert expected in str(caught.value)
 
 
 def test_all_problems_at_once() -> None:
