@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the new one, never half of one."""
+"""Where things are kept, and writing files so that a reader sees the old one or the new one, never half of one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ import os
 import tempfile
 from pathlib import Path
 from typing import Any
+
+
+def cache_dir() -> Path:
+    """``$EVOMERGE_CACHE``, else ``evomerge`` below ``$XDG_CACHE_HOME``, else below ``~/.cache``."""
+    if cache := os.environ.get("EVOMERGE_CACHE"):
+        return Path(cache).expanduser()
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root).expanduser() if root else Path.home() / ".cache") / "evomerge"
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from evomerge.methods.base import Hyperparameter, MethodSpec
-from evomerge.methods.catalogue import SPECS
+from evomerge.methods.catalogue import SPECS, load_method
+from evomerge.methods.whole_model import WholeModelMethod
 from evomerge.recipes.mergekit_dialect import DIALECT
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
@@ -19,7 +20,11 @@ Written by `scripts/make_methods_doc.py` from the methods themselves. `evomerge 
 `method:` in a recipe or a search space names one. θ0 is the base, θ_i expert i, τ_i = θ_i - θ0 its task vector. A
 hyperparameter *per expert* has a value for each expert; *slow* means that changing it repeats the preparation of every
 tensor (sorting, singular values), so that searching it costs more. The range is what a search takes by default.
-Arithmetic is float32 with one rounding into the output; statistics are taken tensor by tensor.
+Arithmetic is float32 with one rounding into the output; statistics are taken tensor by tensor where the text does not
+say the whole model. Any method can stand before or after another one (`before`, `after` in a recipe or search space).
+
+Cost is what a merge needs beside passes over the weights: nothing (*streaming*), the order of entries (*ranking*),
+*singular values*, or *optimisation* of every matrix. A search pays for it once, unless it searches what is slow.
 
 """
 
@@ -30,12 +35,29 @@ def section(spec: MethodSpec) -> str:
     described = inspect.cleandoc(getattr(importlib.import_module(module), name).__doc__ or "")
     text = "\n".join(line for line in described.splitlines() if not line.startswith("Reference:")).strip()
     reference = re.search(r"Reference: (.*)", described)
-    lines = [f"## {spec.name}", "", f"{spec.title}. {_models(spec)}", "", text, ""]
+    lines = [f"## {spec.name}", "", f"{spec.title}. {_models(spec)}"]
+    lines += ["", f"*Use it for* {spec.use}. *Cost:* {_cost(spec)}.", "", text, ""]
     lines += ["| hyperparameter | | default | range | |", "|---|---|---|---|---|"]
     lines += [_row(parameter) for parameter in spec.hyperparameters]
     known = "read and written as mergekit YAML" if spec.name in DIALECT else "not in mergekit"
     lines += ["", f"{reference.group(1) if reference else spec.paper}. {known[0].upper()}{known[1:]}.", ""]
     return "\n".join(lines)
+
+
+def _cost(spec: MethodSpec) -> str:
+    whole = isinstance(load_method(spec.name), WholeModelMethod)
+    survey = " It looks at the whole model first" + (", with `trim_scope: global`" if spec.name == "ties" else "")
+    return spec.cost + (f";{survey.lower()}" if whole else "")
+
+
+def _table() -> str:
+    """All methods in one table."""
+    rows = [f"| [{s.name}](#{s.name}) | {s.title} | {s.cost} | {_paper(s)} |" for s in SPECS.values()]
+    return "\n".join(["| method | | cost | paper |", "|---|---|---|---|", *rows, "", ""])
+
+
+def _paper(spec: MethodSpec) -> str:
+    return f"[{spec.paper}](https://arxiv.org/abs/{spec.arxiv})" if spec.arxiv else spec.paper
 
 
 def _models(spec: MethodSpec) -> str:
@@ -58,7 +80,7 @@ def _row(parameter: Hyperparameter) -> str:
 
 def document() -> str:
     """The whole page."""
-    return HEAD + "\n".join(section(spec) for spec in SPECS.values())
+    return HEAD + _table() + "\n".join(section(spec) for spec in SPECS.values())
 
 
 if __name__ == "__main__":

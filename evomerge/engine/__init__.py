@@ -3,7 +3,8 @@
 - ``sources``: a recipe's source to a local directory, what is there, and its fingerprint (torch-free).
 - ``safetensors_header``: names, shapes and offsets of a safetensors file (torch-free).
 - ``checkpoint``: memory-mapped tensors of one model; ``lora``: adapters baked in on the fly.
-- ``architecture``: blocks, components and tied tensors of a model, found on the meta device or from its files;
+- ``architecture``: blocks, components and tied tensors of a model, found on the meta device or from its files, and kept
+  (``architecture_cache``);
   ``block_stacks`` and ``components`` find them; ``stored_layout`` is how a checkpoint holds them on disk.
 - ``model_tensors``: the models of a recipe opened against one architecture, and whether they fit together
   (``fit_problems`` says why not); ``model_parts``: a model that is one part of a larger one.
@@ -15,7 +16,7 @@
 - ``tensor_threads``: several tensors in work at a time, where that is faster.
 - ``live_model``: one model in memory that every candidate is written into.
 - ``merge_to_disk``: the same merge as a checkpoint others can load; ``parity_merge`` computes it as mergekit does.
-  ``output_plan``: what it holds; ``shard_writer``, ``tokenizer_files``: its files; ``output_directory``: whole or not at
-  all, and resumable; ``provenance``, ``model_card``: what it says of itself; ``blame``: where a NaN came from.
+  ``output_plan``: what it holds; ``shard_writer``, ``tokenizer_files``: its files; ``output_directory``: whole or not
+  at all, and resumable; ``provenance``, ``model_card``: what it says of itself; ``blame``: where a NaN came from.
 - ``merge_to_adapter``, ``low_rank``: a merge of LoRA adapters as an adapter.
 """

@@ -6,18 +6,20 @@ per-architecture files. Files of no class that transformers knows tell their nam
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from evomerge.engine.architecture_cache import keep_facts, kept_facts
 from evomerge.engine.block_stacks import Stack, module_stacks, name_stacks
 from evomerge.engine.checkpoint import Checkpoint
 from evomerge.engine.components import Components, name_component
@@ -67,7 +69,7 @@ class Architecture:
         is_tied: whether the pairs of ``tied`` share one tensor in this model.
         optional: slots that the architecture declares a checkpoint may leave out.
         stacks: the lists of blocks; blocks are numbered on from one to the next.
-        model: the model on the meta device, None where only the files are known.
+        build: makes the model on the meta device; None where only the files are known.
     """
 
     model_type: str
@@ -78,7 +80,12 @@ class Architecture:
     is_tied: bool
     optional: tuple[str, ...] = ()
     stacks: tuple[Stack, ...] = ()
-    model: nn.Module | None = field(default=None, compare=False, repr=False)
+    build: Callable[[], nn.Module] | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def model(self) -> nn.Module | None:
+        """The model on the meta device, None where only the files are known."""
+        return None if self.build is None else self.build()
 
     @cached_property
     def by_name(self) -> dict[str, Slot]:
@@ -103,7 +110,12 @@ class Architecture:
 
         A head that is missing is read from the embeddings it is tied to.
         """
-        found = plain_layout(checkpoint) if self.model is None else find_layout(self.model, checkpoint)
+        tied = dict(self.tied)
+        names = {*(slot.name for slot in self.slots), *self.buffers}
+        # Where every name is the model's own there is nothing to convert, and no need for the model.
+        is_plain = all(name in checkpoint or tied.get(name) in checkpoint for name in names)
+        model = None if is_plain else self.model
+        found = plain_layout(checkpoint) if model is None else find_layout(model, checkpoint)
         for name, partner in self.tied:
             for missing, other in ((name, partner), *(((partner, name),) if self.is_tied else ())):
                 if not found.stored_names(missing) and other in found.plain:
@@ -121,24 +133,25 @@ class Architecture:
         Raises:
             UserError: quantised weights, or unreadable files.
         """
-        config = find_config(directory)
-        if config is None:
+        if (path := config_path(directory)) is None:
             return describe_files(Checkpoint(directory))
-        if tie is not None:
-            config.get_text_config().tie_word_embeddings = tie
-            config.tie_word_embeddings = tie
+        if (known := kept_facts(path, tie)) is not None:
+            with contextlib.suppress(KeyError, TypeError, ValueError):  # damaged: found anew below
+                return _from_facts(known, lambda: _built(directory, tie))
         try:
-            model = build_on_meta(config, directory)
+            model = _built(directory, tie)
         except UserError:
             return describe_files(Checkpoint(directory))
-        return describe(model)
+        found = describe(model)
+        keep_facts(path, tie, _as_facts(found))
+        return found
 
 
-def find_config(directory: Path) -> Any | None:
-    """The transformers configuration in a directory, None where there is none of a known class.
+def config_path(directory: Path) -> Path | None:
+    """The config.json of a model that may be of a known class, None where there is none.
 
     Raises:
-        UserError: the configuration is no readable JSON, or says that the weights are quantised.
+        UserError: it is no readable JSON, or says that the weights are quantised.
     """
     path = directory / "config.json"
     if not path.is_file():
@@ -151,10 +164,70 @@ def find_config(directory: Path) -> Any | None:
         raise UserError(f"{path}: expected a JSON object, got {type(entries).__name__}")
     if entries.get("quantization_config"):
         raise UserError(_quantised(directory))
+    return path
+
+
+@dataclass(frozen=True)
+class ConfigFacts:
+    """What a merge must know of a model's configuration alone.
+
+    Attributes:
+        model_type: transformers' name of the architecture.
+        claims_tied: whether it says that the head is the token embeddings.
+    """
+
+    model_type: str
+    claims_tied: bool
+
+
+def config_facts(directory: Path) -> ConfigFacts | None:
+    """Facts of the configuration in a directory, None where there is none of a known class.
+
+    Raises:
+        UserError: the configuration is no readable JSON, or says that the weights are quantised.
+    """
+    if (path := config_path(directory)) is None:
+        return None
+    if (known := kept_facts(path, "config")) is not None:
+        with contextlib.suppress(KeyError):
+            return ConfigFacts(str(known["model_type"]), bool(known["claims_tied"]))
     try:
-        return load_config(directory)
+        config = load_config(directory)
     except UserError:
         return None
+    found = ConfigFacts(str(config.model_type), claims_tied(config))
+    keep_facts(path, "config", asdict(found))
+    return found
+
+
+def _built(directory: Path, tie: bool | None) -> nn.Module:
+    config = load_config(directory)
+    if tie is not None:
+        config.get_text_config().tie_word_embeddings = tie
+        config.tie_word_embeddings = tie
+    return build_on_meta(config, directory)
+
+
+def _as_facts(architecture: Architecture) -> dict[str, Any]:
+    names = [entry.name for entry in fields(Architecture) if entry.name not in ("slots", "stacks", "build")]
+    facts = {name: getattr(architecture, name) for name in names}
+    facts["slots"] = [[slot.name, slot.shape, slot.block, slot.component] for slot in architecture.slots]
+    facts["stacks"] = [[stack.name, stack.start, stack.count] for stack in architecture.stacks]
+    return facts
+
+
+def _from_facts(facts: dict[str, Any], build: Callable[[], nn.Module]) -> Architecture:
+    return Architecture(
+        model_type=facts["model_type"],
+        num_blocks=facts["num_blocks"],
+        slots=tuple(Slot(name, tuple(shape), block, kind) for name, shape, block, kind in facts["slots"]),
+        buffers=tuple(facts["buffers"]),
+        tied=tuple((name, partner) for name, partner in facts["tied"]),
+        is_tied=facts["is_tied"],
+        optional=tuple(facts["optional"]),
+        stacks=tuple(Stack(name, start, count) for name, start, count in facts["stacks"]),
+        build=cache(build),
+    )
 
 
 def load_config(directory: Path) -> Any:
@@ -249,7 +322,7 @@ def describe(model: nn.Module) -> Architecture:
         is_tied=bool(tied) and not any(name in names for name in tied),
         optional=tuple(slot.name for slot in slots if _may_be_missing(model, slot.name)),
         stacks=stacks,
-        model=model,
+        build=lambda: model,
     )
 
 

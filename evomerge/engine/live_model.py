@@ -221,7 +221,7 @@ class LiveModel:
     def _load(self) -> nn.Module:
         directory = resolve_source(self.reference)
         config = load_config(directory)
-        if self.models.architecture.model is None:
+        if self.models.architecture.build is None:
             raise UserError(f"{directory}: transformers cannot build the model, so it can be merged to disk only")
         text = config.get_text_config()
         self._loaded_as_tied = bool(text.tie_word_embeddings) == self.models.architecture.is_tied

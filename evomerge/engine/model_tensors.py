@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.engine.architecture import FILES_ONLY, Architecture, Slot, claims_tied, find_config
+from evomerge.engine.architecture import FILES_ONLY, Architecture, Slot, config_facts
 from evomerge.engine.checkpoint import DTYPES, Checkpoint
 from evomerge.engine.fit_problems import missing_tensors, other_shapes, part_without_place, some, unconverted_tensors
 from evomerge.engine.lora import LoraAdapter
@@ -39,9 +39,9 @@ class ModelTensors:
         self.checkpoint = Checkpoint(self.directory)
         adapter = resolve_adapter(source)
         self.adapter = None if adapter is None else LoraAdapter(adapter)
-        config = find_config(self.directory)
-        self.model_type = FILES_ONLY if config is None else str(config.model_type)
-        self._claims_tied = config is not None and claims_tied(config)
+        facts = config_facts(self.directory)
+        self.model_type = FILES_ONLY if facts is None else facts.model_type
+        self._claims_tied = facts is not None and facts.claims_tied
         self._layout = StoredLayout({}, {})
         self._own_names: dict[str, str] | None = None  # name in the whole model -> name in this one, of a part
         self._part: PartMap | None = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from lm_eval.tasks._index import Kind, TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from evomerge.errors import InvalidInput, Problem, did_you_mean
-from evomerge.files import atomic_write_text
+from evomerge.files import atomic_write_text, cache_dir
 from evomerge.presets import preset_dir
 
 logger = logging.getLogger(__name__)
@@ -307,7 +306,7 @@ def _read_entry(path: Path) -> tuple[TaskEntry | None, tuple[str, ...]]:
 def _built_in() -> dict[str, TaskEntry]:
     """lm-eval's own tasks, indexed once a version."""
     folder = Path(lm_eval.tasks.__file__).parent
-    cache = _cache_dir() / f"lm_eval_tasks-{lm_eval.__version__}-{folder.stat().st_mtime_ns}.json"
+    cache = cache_dir() / f"lm_eval_tasks-{lm_eval.__version__}-{folder.stat().st_mtime_ns}.json"
     try:
         data = json.loads(cache.read_text())
         if data["folder"] == str(folder):
@@ -327,13 +326,6 @@ def _built_in() -> dict[str, TaskEntry]:
     except OSError as error:
         logger.info("the index of lm-eval's tasks cannot be kept in %s: %s", cache.parent, error)
     return index
-
-
-def _cache_dir() -> Path:
-    if cache := os.environ.get("EVOMERGE_CACHE"):
-        return Path(cache).expanduser()
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root).expanduser() if root else Path.home() / ".cache") / "evomerge"
 
 
 def _close(name: str, known: Sequence[str]) -> str:

@@ -50,7 +50,11 @@ class Hyperparameter:
 class MethodSpec:
     """What evomerge knows of a method without importing torch. The only place its hyperparameters are declared.
 
-    ``ordered`` says that the order of the experts means something, as in a sequence of merges.
+    Attributes:
+        ordered: the order of the experts means something, as in a sequence of merges.
+        cost: what a merge needs beside passes over the weights: nothing (``streaming``), the order of entries
+            (``ranking``), ``singular values``, or ``optimisation`` of every matrix.
+        use: what it is for, in a line.
     """
 
     name: str
@@ -64,6 +68,8 @@ class MethodSpec:
     ordered: bool = False
     paper: str = ""
     arxiv: str = ""
+    cost: Literal["streaming", "ranking", "singular values", "optimisation"] = "streaming"
+    use: str = ""
 
     def hyperparameter(self, name: str) -> Hyperparameter:
         """The hyperparameter of that name.

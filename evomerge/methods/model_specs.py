@@ -19,6 +19,8 @@ MODEL_SPECS = (
         needs_base=False,
         paper="Model soups (Wortsman 2022)",
         arxiv="2203.05482",
+        cost="streaming",
+        use="fine-tunes of one task with different data or settings; the first thing to try without a base",
     ),
     MethodSpec(
         "passthrough",
@@ -29,6 +31,8 @@ MODEL_SPECS = (
         max_experts=1,
         paper="MergeKit (Goddard 2024)",
         arxiv="2403.13257",
+        cost="streaming",
+        use="a single model in a place where a merge is expected, or damped with scale",
     ),
     MethodSpec(
         "slerp",
@@ -42,6 +46,8 @@ MODEL_SPECS = (
         needs_base=False,
         max_experts=2,
         paper="Animating rotation with quaternion curves (Shoemake 1985)",
+        cost="streaming",
+        use="two models of equal standing, with t by depth and component",
     ),
     MethodSpec(
         "nuslerp",
@@ -56,6 +62,8 @@ MODEL_SPECS = (
         min_experts=2,
         max_experts=2,
         paper="NuSLERP (Goddard 2024)",
+        cost="streaming",
+        use="two fine-tunes of one base: between their task vectors, where plain slerp is next to linear",
     ),
     MethodSpec(
         "multislerp",
@@ -75,6 +83,8 @@ MODEL_SPECS = (
         "evomerge.methods.multislerp:Multislerp",
         needs_base=False,
         paper="Multi-SLERP (Goddard 2025)",
+        cost="streaming",
+        use="a mean of more than two models that keeps their length",
     ),
     MethodSpec(
         "karcher",
@@ -90,6 +100,8 @@ MODEL_SPECS = (
         needs_base=False,
         paper="Karcher mean (Grove and Karcher 1973)",
         arxiv="2603.04972",
+        cost="streaming",
+        use="many models of equal standing, when the order of pairwise slerp should not matter",
     ),
     MethodSpec(
         "model_stock",
@@ -104,6 +116,8 @@ MODEL_SPECS = (
         min_experts=2,
         paper="Model Stock (Jang 2024)",
         arxiv="2403.19522",
+        cost="streaming",
+        use="runs of one fine-tuning with different seeds; nothing to search",
     ),
     MethodSpec(
         "layer_swap",
@@ -123,5 +137,7 @@ MODEL_SPECS = (
         max_experts=1,
         paper="Layer swapping (Bandarkar 2024)",
         arxiv="2410.01335",
+        cost="streaming",
+        use="a task expert that should speak another language: the outer blocks from a language expert",
     ),
 )

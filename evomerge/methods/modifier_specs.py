@@ -22,6 +22,8 @@ MODIFIER_SPECS = (
         max_experts=1,
         paper="LiNeS (Wang 2024)",
         arxiv="2410.17146",
+        cost="streaming",
+        use="after any merge, to keep early blocks near the base",
     ),
     MethodSpec(
         "bitdelta",
@@ -43,6 +45,8 @@ MODIFIER_SPECS = (
         max_experts=1,
         paper="BitDelta (Liu 2024)",
         arxiv="2402.10193",
+        cost="streaming",
+        use="before a merge, to see how much an expert's signs alone carry",
     ),
     MethodSpec(
         "tswitch",
@@ -59,6 +63,8 @@ MODIFIER_SPECS = (
         max_experts=1,
         paper="T-Switch (Qi 2024)",
         arxiv="2412.00054",
+        cost="ranking",
+        use="before a merge, to thin out an expert and level what is left",
     ),
     MethodSpec(
         "svc",
@@ -70,5 +76,7 @@ MODIFIER_SPECS = (
         ordered=True,
         paper="Singular value calibration, SVC (Li 2026)",
         arxiv="2602.05536",
+        cost="singular values",
+        use="after a merge that added up what experts share",
     ),
 )

@@ -50,6 +50,8 @@ OPTIMISED_SPECS = (
         needs_base=True,
         paper="WUDI-Merging (Cheng 2025)",
         arxiv="2503.08099",
+        cost="optimisation",
+        use="experts of different tasks without data, when minutes per merge are fine",
     ),
     MethodSpec(
         "wudi2",
@@ -67,5 +69,7 @@ OPTIMISED_SPECS = (
         needs_base=True,
         paper="OptMerge, WUDI v2 (Wei 2025)",
         arxiv="2505.19892",
+        cost="optimisation",
+        use="the same for adapters and multimodal experts",
     ),
 )

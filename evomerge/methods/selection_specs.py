@@ -29,6 +29,8 @@ SELECTION_SPECS = (
         needs_base=True,
         paper="FuseChat (Wan 2024)",
         arxiv="2402.16107",
+        cost="streaming",
+        use="experts that changed different tensors, without a coefficient to search",
     ),
     MethodSpec(
         "sce",
@@ -51,6 +53,8 @@ SELECTION_SPECS = (
         needs_base=True,
         paper="FuseChat (Wan 2024)",
         arxiv="2408.07990",
+        cost="ranking",
+        use="models distilled from different teachers on one base (FuseChat)",
     ),
     MethodSpec(
         "arcee_fusion",
@@ -63,6 +67,8 @@ SELECTION_SPECS = (
         needs_base=True,
         max_experts=1,
         paper="Arcee Fusion (Arcee 2025)",
+        cost="ranking",
+        use="one expert of which only the outstanding changes are wanted",
     ),
     MethodSpec(
         "delta_guided",
@@ -77,6 +83,8 @@ SELECTION_SPECS = (
         needs_base=True,
         paper="own, after CoDiEmb (2025)",
         arxiv="2508.11442",
+        cost="streaming",
+        use="a scale between varm and choosing element by element, with two exponents to search",
     ),
     MethodSpec(
         "metric_weighted",
@@ -90,6 +98,8 @@ SELECTION_SPECS = (
         needs_base=True,
         paper="own, after MWA (2025)",
         arxiv="2504.18580",
+        cost="streaming",
+        use="checkpoints of one run, or experts, whose losses are known",
     ),
     MethodSpec(
         "widen",
@@ -103,6 +113,8 @@ SELECTION_SPECS = (
         needs_base=True,
         paper="WIDEN (Yu 2024)",
         arxiv="2408.03092",
+        cost="ranking",
+        use="an instruct model with a model that was trained on, which moved far from their base",
     ),
     MethodSpec(
         "nearswap",
@@ -116,6 +128,8 @@ SELECTION_SPECS = (
         needs_base=True,
         max_experts=1,
         paper="QuartetAnemoi (alchemonaut 2024)",
+        cost="streaming",
+        use="a careful step from a good model towards another",
     ),
     MethodSpec(
         "magmax",
@@ -125,6 +139,8 @@ SELECTION_SPECS = (
         needs_base=True,
         paper="MagMax (Marczak 2024)",
         arxiv="2407.06322",
+        cost="streaming",
+        use="experts of tasks learnt one after the other",
     ),
     MethodSpec(
         "emr",
@@ -134,6 +150,8 @@ SELECTION_SPECS = (
         needs_base=True,
         paper="EMR-Merging (Huang 2024)",
         arxiv="2405.17461",
+        cost="streaming",
+        use="many experts in one vector; search lambda below 1",
     ),
     MethodSpec(
         "consensus",
@@ -147,6 +165,8 @@ SELECTION_SPECS = (
         needs_base=True,
         paper="Consensus merging, TALL masks (Wang 2024)",
         arxiv="2405.07813",
+        cost="streaming",
+        use="five experts or more, to drop what only one of them wants",
     ),
     MethodSpec(
         "consensus_ties",
@@ -161,6 +181,8 @@ SELECTION_SPECS = (
         needs_base=True,
         paper="Consensus merging, TALL masks (Wang 2024)",
         arxiv="2405.07813",
+        cost="ranking",
+        use="the same on top of an elected sum",
     ),
     MethodSpec(
         "ram",
@@ -170,6 +192,8 @@ SELECTION_SPECS = (
         needs_base=True,
         paper="Reinforced agent merging (Yuan 2026)",
         arxiv="2601.13572",
+        cost="streaming",
+        use="models of reinforcement learning, whose changes are few and far between",
     ),
     MethodSpec(
         "ramplus_tl",
@@ -184,5 +208,7 @@ SELECTION_SPECS = (
         needs_base=True,
         paper="Reinforced agent merging (Yuan 2026)",
         arxiv="2601.13572",
+        cost="streaming",
+        use="as ram, when lone changes fade; as mergekit has it",
     ),
 )

@@ -33,6 +33,8 @@ SPECTRAL_SPECS = (
         needs_base=True,
         paper="Task singular vectors (Gargiulo 2024)",
         arxiv="2412.00081",
+        cost="singular values",
+        use="full fine-tunes of many tasks, when memory and time for singular values are there",
     ),
     MethodSpec(
         "iso_c",
@@ -42,6 +44,8 @@ SPECTRAL_SPECS = (
         needs_base=True,
         paper="Isotropic merging (Marczak 2025)",
         arxiv="2502.04959",
+        cost="singular values",
+        use="many experts whose sum is ruled by few directions",
     ),
     MethodSpec(
         "iso_cts",
@@ -59,6 +63,8 @@ SPECTRAL_SPECS = (
         needs_base=True,
         paper="Isotropic merging (Marczak 2025)",
         arxiv="2502.04959",
+        cost="singular values",
+        use="the same when experts also have directions of their own",
     ),
     MethodSpec(
         "star",
@@ -76,6 +82,8 @@ SPECTRAL_SPECS = (
         needs_base=True,
         paper="STAR (Lee 2025)",
         arxiv="2502.10339",
+        cost="singular values",
+        use="noisy task vectors; also on each expert before another method",
     ),
     MethodSpec(
         "dc_merge",
@@ -104,6 +112,8 @@ SPECTRAL_SPECS = (
         needs_base=True,
         paper="DC-Merge (Zhang 2026)",
         arxiv="2603.06242",
+        cost="singular values",
+        use="many experts that should neither overlap nor lose their own directions",
     ),
     *(
         MethodSpec(
@@ -148,5 +158,7 @@ SPECTRAL_SPECS = (
         needs_base=True,
         paper="DO-Merging (Zheng 2025), as far as published without code",
         arxiv="2505.15875",
+        cost="singular values",
+        use="adapters of very different magnitude",
     ),
 )

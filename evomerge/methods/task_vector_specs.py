@@ -25,6 +25,8 @@ TASK_VECTOR_SPECS = (
         needs_base=True,
         paper="Editing models with task arithmetic (Ilharco 2022)",
         arxiv="2212.04089",
+        cost="streaming",
+        use="the baseline for experts of different tasks, and negative coefficients to forget one",
     ),
     MethodSpec(
         "ties",
@@ -56,6 +58,8 @@ TASK_VECTOR_SPECS = (
         needs_base=True,
         paper="TIES-Merging (Yadav 2023)",
         arxiv="2306.01708",
+        cost="ranking",
+        use="several experts whose changes contradict each other",
     ),
     MethodSpec(
         "dare_linear",
@@ -66,6 +70,8 @@ TASK_VECTOR_SPECS = (
         stochastic=True,
         paper="Language models are super Mario (Yu 2023)",
         arxiv="2311.03099",
+        cost="streaming",
+        use="experts with many small redundant changes, as supervised fine-tuning leaves them",
     ),
     MethodSpec(
         "dare_ties",
@@ -82,6 +88,8 @@ TASK_VECTOR_SPECS = (
         stochastic=True,
         paper="Language models are super Mario (Yu 2023)",
         arxiv="2311.03099",
+        cost="streaming",
+        use="the same with contradicting experts; the space of most published evolutionary merges",
     ),
     MethodSpec(
         "della_linear",
@@ -114,6 +122,8 @@ TASK_VECTOR_SPECS = (
         stochastic=True,
         paper="DELLA-Merging (Deep 2024)",
         arxiv="2406.11617",
+        cost="ranking",
+        use="as dare_linear, when large changes should survive more often",
     ),
     MethodSpec(
         "della",
@@ -146,6 +156,8 @@ TASK_VECTOR_SPECS = (
         stochastic=True,
         paper="DELLA-Merging (Deep 2024)",
         arxiv="2406.11617",
+        cost="ranking",
+        use="as dare_ties, when large changes should survive more often",
     ),
     MethodSpec(
         "breadcrumbs",
@@ -161,6 +173,8 @@ TASK_VECTOR_SPECS = (
         needs_base=True,
         paper="Model Breadcrumbs (Davari and Belilovsky 2023)",
         arxiv="2312.06795",
+        cost="ranking",
+        use="experts with a few outlying changes that hurt, and many experts",
     ),
     MethodSpec(
         "breadcrumbs_ties",
@@ -176,5 +190,7 @@ TASK_VECTOR_SPECS = (
         needs_base=True,
         paper="Model Breadcrumbs (Davari and Belilovsky 2023)",
         arxiv="2312.06795",
+        cost="ranking",
+        use="the same with contradicting experts",
     ),
 )

@@ -26,6 +26,8 @@ WHOLE_MODEL_SPECS = (
         needs_base=True,
         paper="MetaGPT (Zhou 2024)",
         arxiv="2406.11385",
+        cost="streaming",
+        use="coefficients for task arithmetic without a search, or where a search should start",
     ),
     MethodSpec(
         "pcb",
@@ -48,6 +50,8 @@ WHOLE_MODEL_SPECS = (
         needs_base=True,
         paper="PCB-Merging (Du 2024)",
         arxiv="2410.02396",
+        cost="streaming",
+        use="contradicting experts; published with an evolution strategy over its coefficients",
     ),
     MethodSpec(
         "ramplus",
@@ -62,6 +66,8 @@ WHOLE_MODEL_SPECS = (
         needs_base=True,
         paper="RAM+ (Yuan 2026)",
         arxiv="2601.13572",
+        cost="streaming",
+        use="as ram, when lone changes fade; as the authors have it",
     ),
     MethodSpec(
         "knots_ties",
@@ -71,6 +77,8 @@ WHOLE_MODEL_SPECS = (
         needs_base=True,
         paper="KnOTS (Stoica 2024)",
         arxiv="2410.19735",
+        cost="singular values",
+        use="LoRA experts, whose changes are not aligned entry by entry",
     ),
     MethodSpec(
         "knots_dare_ties",
@@ -81,6 +89,8 @@ WHOLE_MODEL_SPECS = (
         stochastic=True,
         paper="KnOTS (Stoica 2024)",
         arxiv="2410.19735",
+        cost="singular values",
+        use="the same with random masks",
     ),
     MethodSpec(
         "opcm",
@@ -97,6 +107,8 @@ WHOLE_MODEL_SPECS = (
         ordered=True,
         paper="OPCM (Tang 2025)",
         arxiv="2501.09522",
+        cost="singular values",
+        use="experts that arrive one after the other",
     ),
     MethodSpec(
         "doge_ta",
@@ -113,5 +125,7 @@ WHOLE_MODEL_SPECS = (
         needs_base=True,
         paper="DOGE (Wei 2025)",
         arxiv="2501.01230",
+        cost="optimisation",
+        use="many full fine-tunes without data, when minutes per merge are fine",
     ),
 )

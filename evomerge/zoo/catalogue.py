@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from evomerge.errors import UserError, did_you_mean
+from evomerge.files import cache_dir
 
 MANIFEST = "zoo.json"
 Group = Literal["smollm2", "micro"]
@@ -52,11 +52,7 @@ GROUPS: tuple[Group, ...] = ("smollm2", "micro")
 
 def zoo_dir() -> Path:
     """`zoo` below `$EVOMERGE_CACHE`, else below `$XDG_CACHE_HOME/evomerge`, else below `~/.cache/evomerge`."""
-    if cache := os.environ.get("EVOMERGE_CACHE"):
-        return Path(cache).expanduser() / "zoo"
-    if cache := os.environ.get("XDG_CACHE_HOME"):
-        return Path(cache).expanduser() / "evomerge" / "zoo"
-    return Path.home() / ".cache" / "evomerge" / "zoo"
+    return cache_dir() / "zoo"
 
 
 def look_up(name: str) -> ZooModel:

@@ -46,6 +46,7 @@ def test_spec_is_complete(spec: MethodSpec) -> None:
     assert SPECS[spec.name] is spec
     assert spec.title
     assert spec.paper
+    assert spec.use
     assert 1 <= spec.min_experts <= (spec.max_experts or spec.min_experts)
     module, _, name = spec.target.partition(":")
     assert (getattr(importlib.import_module(module), name).__doc__ or "").count("Reference:") == 1
