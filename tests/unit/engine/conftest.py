@@ -124,6 +124,8 @@ def recipe_of(family: Family, method: str, seed: int = 0, dtype: str | None = No
     experts = family.experts[: min(num_experts, spec.max_experts or num_experts)]
     parameters: dict[str, tuple[Rule, ...]] = {}
     for entry in spec.hyperparameters:
+        if entry.name == "steps":
+            parameters["steps"] = (Rule(5),)  # more of an optimiser take long and show no more
         if entry.kind == "float":
             names = [name for name, _ in experts] if entry.per == "expert" else [None]
             low, high = entry.low if entry.high < 0.2 else max(entry.low, 0.1), entry.high

@@ -133,7 +133,7 @@ MODELS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "shape": (rewrite(lambda t: t.update({NAME: torch.zeros(3, 16)})), ("second", NAME, "[3, 16], expected [32, 16]")),
     "missing tensor": (rewrite(lambda t: t.pop(NAME)), ("second", NAME, "complete model")),
     "renamed tensor": (rewrite(lambda t: t.update({"x.y": t.pop(NAME)})), ("second", NAME, "x.y")),
-    "vocabulary": (rewrite(wider), ("second", "70 tokens, expected 64", "resize_token_embeddings")),
+    "vocabulary": (rewrite(wider), ("second", "70 tokens, expected 64", "tokenizer: union")),
     "integers": (rewrite(lambda t: t.update({NAME: t[NAME].int()})), ("second", NAME, "I32", "cannot be merged")),
     "fp8": (rewrite(lambda t: t.update({NAME: t[NAME].to(torch.float8_e4m3fn)})), ("second", NAME, "F8_E4M3")),
     "nan": (spoiled(float("nan")), ("second", NAME, "NaN or infinite", "download it again")),
