@@ -8,7 +8,6 @@ import typer
 
 from evomerge.cli.console import show_json, stdout, table
 from evomerge.methods.base import Hyperparameter
-from evomerge.methods.catalogue import SPECS, get_spec
 
 
 def command(
@@ -16,6 +15,8 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the merge methods with their hyperparameters and papers."""
+    from evomerge.methods.catalogue import SPECS, get_spec
+
     specs = [get_spec(name)] if name else list(SPECS.values())
     if as_json:
         show_json(
@@ -27,21 +28,24 @@ def command(
                     "stochastic": spec.stochastic,
                     "paper": spec.paper,
                     "arxiv": spec.arxiv,
+                    "cost": spec.cost,
+                    "use": spec.use,
                     "hyperparameters": [vars(parameter) for parameter in spec.hyperparameters],
                 }
                 for spec in specs
             ]
         )
         return
-    overview = table("Merge methods", "name", "base", "experts", "hyperparameters", "paper")
+    overview = table("Merge methods", "name", "base", "experts", "cost", "hyperparameters", "paper")
     for spec in specs:
         most = "" if spec.max_experts is None else f"-{spec.max_experts}"
         experts = f"{spec.min_experts}{most or '+'}" if spec.max_experts != spec.min_experts else str(spec.min_experts)
         names = ", ".join(parameter.name for parameter in spec.hyperparameters)
         paper = f"arXiv {spec.arxiv}" if spec.arxiv else spec.paper
-        overview.add_row(spec.name, "yes" if spec.needs_base else "no", experts, names, paper)
+        overview.add_row(spec.name, "yes" if spec.needs_base else "no", experts, spec.cost, names, paper)
     stdout.print(overview)
     if name:
+        stdout.print(f"Use it for {specs[0].use}." if specs[0].use else "")
         detail = table(specs[0].title, "hyperparameter", "per", "default", "range", "in mergekit", "meaning")
         for parameter in specs[0].hyperparameters:
             default = "required" if parameter.default is None else str(parameter.default)

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from evomerge.cli.console import show_json, stdout, table
-from evomerge.search.catalogue import SPECS, get_spec
 
 
 def command(
@@ -15,6 +14,8 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the optimizers with their settings and papers."""
+    from evomerge.search.catalogue import SPECS, get_spec
+
     specs = [get_spec(name)] if name else list(SPECS.values())
     if as_json:
         show_json(

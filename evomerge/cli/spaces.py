@@ -9,13 +9,14 @@ import typer
 from evomerge.cli.console import show_json, stdout, table
 from evomerge.cli.options import AsJson
 from evomerge.errors import UserError, did_you_mean
-from evomerge.spaces.space_yaml import space_presets
 
 
 def command(
     name: Annotated[str | None, typer.Argument(help="Print one preset's YAML.")] = None, as_json: AsJson = False
 ) -> None:
     """List the shipped search spaces."""
+    from evomerge.spaces.space_yaml import space_presets
+
     presets = space_presets()
     if name is not None:
         if name not in presets:

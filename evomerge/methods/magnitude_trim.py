@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evomerge.methods.count_kernels import select_largest
+from evomerge.methods.count_kernels import bfloat16_distances, select_largest
 from evomerge.methods.sweep import split
 from evomerge.methods.trim import BAND, MAGNITUDE, Rule
 
@@ -159,13 +159,22 @@ class MagnitudeRanking:
                 return None
             key = int(keys.kthvalue(count).values)
             return _trim(-(key >> 32), key & 0xFFFFFFFF)
-        magnitudes = torch.empty(self._size, dtype=torch.float32)
+        bits, index = select_largest(self._magnitudes(), count)
+        return _trim(bits, index) if bits else None
+
+    def _magnitudes(self) -> npt.NDArray[np.uint32]:
+        """Bits of ``|expert - base|`` in fp32 ``(n,)``."""
+        words = np.empty(self._size, dtype=np.uint32)
+        if self._base.dtype == self._expert.dtype == torch.bfloat16:
+            base, expert = (tensor.view(torch.int16).numpy().view(np.uint16) for tensor in (self._base, self._expert))
+            bfloat16_distances(expert, base, words)
+            return words
+        magnitudes = torch.from_numpy(words.view(np.float32))
         for base, expert, piece in zip(
             *(split(whole, _CACHED) for whole in (self._base, self._expert, magnitudes)), strict=True
         ):
             torch.sub(piece.copy_(expert), base.float(), out=piece).abs_()
-        bits, index = select_largest(magnitudes.numpy().view(np.uint32), count)
-        return _trim(bits, index) if bits else None
+        return words
 
     def _keys(self) -> Tensor:
         """One int64 for each entry; ascending order is falling magnitude, then rising flat index."""
