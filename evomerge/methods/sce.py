@@ -16,7 +16,8 @@ from evomerge.methods.sweep import split, sweep
 
 SMALLEST_ENERGY = 1e-30
 SMALLEST_DIVISOR = 1e-6
-_PIECE = 1 << 20
+_LANES = 1 << 14  # a power of two
+_PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Sce(MergeMethod):
 
         def kernel(start: int, target: Tensor, buffers: list[Tensor], pieces: Sequence[Tensor]) -> None:
             sum_, merged, divisor, agrees, origin, *deltas = buffers
-            _load_selected(state.selection, start, pieces, origin, deltas, (sum_, merged))
+            _load_selected(state.selection, start, pieces, origin, deltas, (sum_, merged, divisor))
             sum_.zero_()
             for delta in deltas:
                 sum_.add_(delta)
@@ -113,28 +114,52 @@ class Sce(MergeMethod):
 def _variances(inputs: Inputs) -> Tensor:
     """Population variance ``(n,)`` of the task vectors, fp32."""
     found = torch.empty(len(inputs.origin), dtype=torch.float32, device=inputs.origin.device)
-    for target, origin, *experts in _pieces(found, inputs):
-        deltas = torch.stack([expert.float() - origin.float() for expert in experts])
-        target.copy_(deltas.sub_(deltas.mean(0)).square_().mean(0))
+
+    def kernel(start: int, target: Tensor, buffers: list[Tensor], pieces: Sequence[Tensor]) -> None:
+        mean, spare, origin, *deltas = buffers
+        _load(pieces, origin, deltas)
+        _variance(deltas, target, (mean, spare))
+
+    sweep(kernel, found, [inputs.origin, *inputs.experts], num_buffers=3 + len(inputs.experts))
     return found
 
 
 def _energies(inputs: Inputs, selection: MagnitudeTrim | None) -> list[float]:
     """Sum of the squares of every expert's selected changes, in fp64 and in an order that no thread changes."""
-    energies, start = [0.0] * len(inputs.experts), 0
-    for origin, *experts in _pieces(inputs.origin, inputs, with_target=False):
-        deltas = list(torch.empty(len(experts), len(origin), dtype=torch.float32, device=origin.device))
-        buffers = (torch.empty_like(deltas[0]), torch.empty_like(deltas[0]))
-        _load_selected(selection, start, [origin, *experts], torch.empty_like(deltas[0]), deltas, buffers)
-        for index, delta in enumerate(deltas):
-            energies[index] += float(tree_sum(delta.double().square()))
-        start += len(origin)
-    return energies
+    count, device = len(inputs.experts), inputs.origin.device
+    lanes = torch.zeros(count, _LANES, dtype=torch.float64, device=device)
+    models = (inputs.origin, *inputs.experts)
+    for index, pieces in enumerate(zip(*(split(model, _PIECE) for model in models), strict=True)):
+        size = len(pieces[0])
+        mean, variance, spare, origin, *deltas = list(torch.empty(4 + count, size, dtype=torch.float32, device=device))
+        _load_selected(selection, index * _PIECE, pieces, origin, deltas, (mean, variance, spare))
+        whole = size - size % _LANES
+        for lane, delta in zip(lanes, deltas, strict=True):
+            squares = delta.double().square_()
+            lane.add_(squares[:whole].view(-1, _LANES).sum(0))
+            lane[: size - whole].add_(squares[whole:])
+    return [float(energy) for energy in tree_sum(lanes)]
 
 
-def _pieces(target: Tensor, inputs: Inputs, with_target: bool = True) -> zip[tuple[Tensor, ...]]:
-    tensors = [*((target,) if with_target else ()), inputs.origin, *inputs.experts]
-    return zip(*(split(tensor, _PIECE) for tensor in tensors), strict=True)
+def _load(pieces: Sequence[Tensor], origin: Tensor, deltas: Sequence[Tensor]) -> None:
+    """Fill ``origin`` and the task vectors' pieces ``(c,)``."""
+    origin.copy_(pieces[0])
+    for delta, piece in zip(deltas, pieces[1:], strict=True):
+        torch.sub(delta.copy_(piece), origin, out=delta)
+
+
+def _variance(deltas: Sequence[Tensor], variance: Tensor, buffers: tuple[Tensor, Tensor]) -> None:
+    """Fill ``variance``, by one way only, so that an element has the same bits wherever it is asked."""
+    mean, spare = buffers
+    mean.copy_(deltas[0])
+    for delta in deltas[1:]:
+        mean.add_(delta)
+    mean.div_(len(deltas))
+    variance.zero_()
+    for delta in deltas:
+        torch.sub(delta, mean, out=spare)
+        variance.addcmul_(spare, spare)
+    variance.div_(len(deltas))
 
 
 def _load_selected(
@@ -143,16 +168,15 @@ def _load_selected(
     pieces: Sequence[Tensor],
     origin: Tensor,
     deltas: list[Tensor],
-    buffers: tuple[Tensor, Tensor],
+    buffers: tuple[Tensor, Tensor, Tensor],
 ) -> None:
     """Fill ``origin`` and the task vectors' pieces ``(c,)``, 0 where nothing is selected."""
-    origin.copy_(pieces[0])
-    for delta, piece in zip(deltas, pieces[1:], strict=True):
-        torch.sub(delta.copy_(piece), origin, out=delta)
+    _load(pieces, origin, deltas)
     if selection is None:
         return
-    mean, variance = buffers
-    variance.copy_(torch.stack(deltas).sub_(torch.mean(torch.stack(deltas), 0)).square_().mean(0))
-    selection(variance, start, mean)
+    mean, variance, spare = buffers
+    _variance(deltas, variance, (mean, spare))
+    selection(variance, start, spare)
+    variance.ne_(0.0)
     for delta in deltas:
-        delta.mul_(variance != 0.0)
+        delta.mul_(variance)
