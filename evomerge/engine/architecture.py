@@ -110,10 +110,8 @@ class Architecture:
 
         A head that is missing is read from the embeddings it is tied to.
         """
-        tied = dict(self.tied)
-        names = {*(slot.name for slot in self.slots), *self.buffers}
         # Where every name is the model's own there is nothing to convert, and no need for the model.
-        is_plain = all(name in checkpoint or tied.get(name) in checkpoint for name in names)
+        is_plain = all(name in checkpoint for name in (*(slot.name for slot in self.slots), *self.buffers))
         model = None if is_plain else self.model
         found = plain_layout(checkpoint) if model is None else find_layout(model, checkpoint)
         for name, partner in self.tied:

@@ -131,8 +131,13 @@ SPECTRAL_SPECS = (
             needs_base=True,
             paper="Decom-Renorm-Merge (Chaichana 2025)",
             arxiv="2505.23117",
+            cost="singular values",
+            use=f"experts whose changes are alike in what they {verb}, of different lengths",
         )
-        for name, vectors, target in (("drm_h", "output", "DrmHorizontal"), ("drm_v", "input", "DrmVertical"))
+        for name, vectors, verb, target in (
+            ("drm_h", "output", "write", "DrmHorizontal"),
+            ("drm_v", "input", "read", "DrmVertical"),
+        )
     ),
     MethodSpec(
         "do_merging",
