@@ -11,7 +11,7 @@ import contextlib
 import ctypes
 import threading
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,10 +177,8 @@ class TensorMerger:
         if state is None:
             state = self._state(plan, plan.values(pending.place)[0], pending.place, reused=False)
         assert pending.values is not None
-        try:
+        with _naming(plan, pending.slot):
             plan.method.apply(state, pending.values, out)
-        except ValueError as error:
-            raise UserError(f"recipe: {pending.node.method}, tensor {pending.slot.name}: {error}") from error
 
     def _locate(self, node: Node, slot: Slot) -> tuple[Source | Merge, Slot]:
         """The source or merge that gives a node's tensor, and the tensor's place in it."""
@@ -221,7 +219,8 @@ class TensorMerger:
             if isinstance(part, Merge) and place.name not in seen[id(part)]:
                 seen[id(part)][place.name] = place
                 for child in self._plans[id(part)].inputs:
-                    visit(child, place)
+                    if not isinstance(child, Source):
+                        visit(child, place)
 
         for slot in self.models.architecture.slots:
             visit(root, slot)
@@ -246,7 +245,8 @@ class TensorMerger:
     ) -> None:
         merge = _Surveyed(self, plans[0], of_slot)
         release = self.models.release if self.state_memory_bytes == 0 and not self.models.is_adapted else None
-        found = self._surveys.of(merge, list(places.values()), self._threads, release)
+        with _naming(plans[0]):
+            found = self._surveys.of(merge, list(places.values()), self._threads, release)
         for plan in plans:
             plan.survey_number, plan.statistics = found
 
@@ -268,7 +268,8 @@ class TensorMerger:
     def _state(self, plan: MergePlan, structural: dict[str, Value], slot: Slot, reused: bool) -> Any:
         base, experts = self.inputs(plan, slot)
         context = plan.context(slot, plan.statistics, reused and self.state_memory_bytes > 0)
-        return plan.method.prepare(base, experts, structural, context)
+        with _naming(plan, slot):
+            return plan.method.prepare(base, experts, structural, context)
 
     def inputs(self, plan: MergePlan, slot: Slot) -> tuple[Tensor | None, list[Tensor]]:
         """Base and experts of one tensor."""
@@ -324,6 +325,16 @@ class TensorMerger:
                 self.state_bytes -= prepared.num_bytes
                 del self._kept[key]
                 self._too_large.clear()
+
+
+@contextlib.contextmanager
+def _naming(plan: MergePlan, slot: Slot | None = None) -> Iterator[None]:
+    """Say of values that a method refuses which merge they belong to, and to which tensor."""
+    try:
+        yield
+    except ValueError as error:
+        where = f", tensor {slot.name}" if slot is not None else ""
+        raise UserError(f"recipe: {plan.node.method}{where}: {error}") from error
 
 
 class _Surveyed:

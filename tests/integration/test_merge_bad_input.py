@@ -210,6 +210,15 @@ RECIPES: dict[str, tuple[dict[str, str], int, tuple[str, ...]]] = {
     "endless name": ({"second": "./" + "x" * 300}, 1, ("xxx", "no such directory")),
     "a text file": ({"second": "{models}/base/config.json"}, 1, ("config.json", "got another file")),
     "unknown method": ({"method": "tie"}, 1, ("method", "ties")),
+    "out of range when prepared": (
+        {"method": "star", "parameters": "{eta: 0}"}, 1, ("star, tensor model.", "eta must be in (0, 100], got 0"),
+    ),
+    "out of range in a survey": (
+        {"method": "opcm", "parameters": "{alpha: 2}"}, 1, ("recipe: opcm", "alpha must be in [0, 1], got 2"),
+    ),
+    "out of range when applied": (
+        {"method": "pcb", "parameters": "{ratio: 3}"}, 1, ("pcb, tensor model.", "ratio must be in [0, 1], got 3"),
+    ),
 }  # fmt: skip
 
 
