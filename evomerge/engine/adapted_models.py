@@ -18,7 +18,7 @@ from evomerge.engine.model_tensors import ModelTensors, OpenModels
 from evomerge.engine.sources import resolve_source
 from evomerge.engine.vocabulary import TokenPlan
 from evomerge.errors import InvalidInput, Problem, UserError
-from evomerge.recipes.recipe import Modules, Node, Recipe, Source, Stack, StackPart, children
+from evomerge.recipes.recipe import Modules, Node, Recipe, Route, Source, Stack, StackPart, children
 
 MAX_LISTED = 3
 
@@ -257,7 +257,7 @@ def cut_to_depth(recipe: Recipe, num_blocks: int) -> Node:
 
 
 def _has_stack(node: Node) -> bool:
-    return isinstance(node, Stack | Modules) or any(_has_stack(inner) for inner in children(node))
+    return isinstance(node, Stack | Modules | Route) or any(_has_stack(inner) for inner in children(node))
 
 
 def _read_all_sizes(sources: Iterable[Source]) -> dict[Source, ModelSizes]:

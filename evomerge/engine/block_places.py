@@ -9,7 +9,7 @@ from functools import cached_property
 
 from evomerge.engine.architecture import Architecture, Slot
 from evomerge.errors import InvalidInput, Problem, UserError
-from evomerge.recipes.recipe import Merge, Modules, Node, Source, Stack, children
+from evomerge.recipes.recipe import Merge, Modules, Node, Route, Source, Stack, children
 
 # Tensors outside the blocks that belong behind them, although a model may list them first.
 BEHIND_WORDS = re.compile(r"(^|[._])(final|out|ln_f|norm_f|lm_head)([._]|$)")
@@ -67,9 +67,16 @@ class BlockPlaces:
             node: any node.
             slot: a tensor in the node's own count of blocks.
         """
-        while isinstance(node, Stack | Modules):
+        while isinstance(node, Stack | Modules | Route):
             if isinstance(node, Modules):
                 node = self._module(node, slot.name)
+                continue
+            if isinstance(node, Route):
+                if slot.block is None:
+                    node = node.node(node.ends)
+                else:
+                    hop = node.hops[slot.block]
+                    node, slot = node.node(hop.model), self._names.moved(slot, hop.block)
                 continue
             if slot.block is None:
                 node = node.parts[0 if self._names.is_before_blocks(slot) else -1].node
@@ -119,12 +126,22 @@ class BlockPlaces:
             return depths[0]
         if isinstance(node, Modules):
             return self._measure_modules(node, where, problems)
+        if isinstance(node, Route):
+            return self._measure_route(node, where, problems)
         for index, part in enumerate(node.parts):
             depth = self._measure(part.node, f"{where}: stack[{index}].from", problems)
             if not 0 <= part.start < part.end <= depth:
                 found = f"names blocks {part.start} to {part.end - 1}, but {_name(part.node)} has 0 to {depth - 1}"
                 problems.append(Problem(f"{where}: stack[{index}].blocks", found))
         return node.num_blocks
+
+    def _measure_route(self, route: Route, where: str, problems: list[Problem]) -> int:
+        depths = {name: self._measure(inner, f"{where}: route.models.{name}", problems) for name, inner in route.models}
+        for index, hop in enumerate(route.hops):
+            if not 0 <= hop.block < depths[hop.model]:
+                found = f"names block {hop.block} of {hop.model}, which has 0 to {depths[hop.model] - 1}"
+                problems.append(Problem(f"{where}: route.hops[{index}]", found))
+        return len(route.hops)
 
 
 class BlockNames:
@@ -197,7 +214,7 @@ def module_of(name: str, modules: Sequence[str]) -> str | None:
 
 def _counts_blocks(node: Node) -> bool:
     """Whether a node speaks of blocks anywhere."""
-    if isinstance(node, Stack):
+    if isinstance(node, Stack | Route):
         return True
     rules = [rule for _, given in node.parameters for rule in given] if isinstance(node, Merge) else []
     return any(isinstance(rule.value, tuple) or rule.blocks is not None for rule in rules) or any(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -139,7 +139,81 @@ class Modules:
     parts: tuple[tuple[str, Node], ...]
 
 
-Node = Source | Merge | Stack | Modules
+@dataclass(frozen=True)
+class Hop:
+    """One step of a route.
+
+    Attributes:
+        model: the name of one of the route's models.
+        block: which of its blocks runs.
+        scale: what the block's input is multiplied by, see ``Route.scale_target``.
+    """
+
+    model: str
+    block: int
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Route:
+    """A path through blocks of models: which block runs when, with its input scaled. Only the root of a recipe.
+
+    Scales follow the published data-flow merges (arXiv 2403.13187): with ``stream`` the whole residual stream is
+    multiplied before it enters the hop's block, and by ``output_scale`` before the final norm; with ``branch`` only
+    what the previous hop's last sublayer added to the stream is (at the first hop: the embeddings), as in the published
+    model's vLLM code. The two agree where all scales are 1.
+
+    Attributes:
+        models: (name, node) of every model that lends blocks or the ends; no route among them.
+        hops: at least one.
+        ends: the name of the model that lends everything outside the blocks: embeddings, final norm, head.
+        scale_target: ``stream`` or ``branch``.
+        output_scale: of the stream behind the last block; 1 with ``branch``.
+    """
+
+    models: tuple[tuple[str, Node], ...]
+    hops: tuple[Hop, ...]
+    ends: str
+    scale_target: str = "stream"
+    output_scale: float = 1.0
+
+    def node(self, name: str) -> Node:
+        """The model of that name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return dict(self.models)[name]
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether any scale differs from 1."""
+        return self.output_scale != 1 or any(hop.scale != 1 for hop in self.hops)
+
+
+Node = Source | Merge | Stack | Modules | Route
+
+
+def route_through(
+    models: Mapping[str, Node],
+    hops: Iterable[Hop],
+    ends: str,
+    scale_target: str = "stream",
+    output_scale: float = 1.0,
+) -> Route:
+    """A route that names only the models it uses, so that equal paths are equal routes.
+
+    Args:
+        models: name to node, in a fixed order.
+        hops: the path.
+        ends: the name of the model that lends everything outside the blocks.
+        scale_target: ``stream`` or ``branch``.
+        output_scale: of the stream behind the last block.
+    """
+    path = tuple(hops)
+    used = {hop.model for hop in path} | {ends}
+    kept = tuple((name, node) for name, node in models.items() if name in used)
+    return Route(kept, path, ends, scale_target, output_scale)
 
 
 @dataclass(frozen=True)
@@ -232,7 +306,10 @@ def _walk(node: Node) -> Iterator[Source]:
 
 
 def children(node: Node) -> tuple[Node, ...]:
-    """The nodes right below a node: of a merge its base and experts, else the nodes of its parts."""
+    """The nodes right below a node: of a merge its base and experts, of a route its ends and the other models."""
+    if isinstance(node, Route):
+        ends = node.node(node.ends)
+        return (ends, *(inner for name, inner in node.models if name != node.ends))
     if isinstance(node, Modules):
         return tuple(inner for _, inner in node.parts)
     if isinstance(node, Merge):
@@ -264,5 +341,7 @@ def _defaults(cls: type[Any]) -> dict[str, Any]:
     }
 
 
-_TAGGED: tuple[type[Any], ...] = (Recipe, Merge, Source, Rule, Stack, StackPart, Vocabulary, TokenRow, Modules)
+_TAGGED: tuple[type[Any], ...] = (
+    Recipe, Merge, Source, Rule, Stack, StackPart, Vocabulary, TokenRow, Modules, Hop, Route,
+)  # fmt: skip
 _DEFAULTS: dict[type[Any], dict[str, Any]] = {cls: _defaults(cls) for cls in _TAGGED}

@@ -11,6 +11,7 @@ from evomerge.methods.catalogue import get_spec
 from evomerge.recipes.modifiers import Parameters, put_after, put_before
 from evomerge.recipes.recipe import Merge, Modules, Node, Recipe, Rule, Scalar, Source, Stack, StackPart, Vocabulary
 from evomerge.recipes.recipe_presets import expand_preset
+from evomerge.recipes.route_yaml import read_route
 from evomerge.recipes.validate import MAX_DEPTH
 from evomerge.recipes.vocabulary_yaml import WORDS, VocabularyReader
 from evomerge.yaml_files import is_finite_number
@@ -82,6 +83,9 @@ class RecipeReader:
         if "stack" in entries and "method" not in entries:
             self._check_keys(entries, "", ("stack", *ROOT_KEYS))
             return self._stack(entries["stack"], "stack", 0)
+        if "route" in entries and "method" not in entries:
+            self._check_keys(entries, "", ("route", *ROOT_KEYS))
+            return read_route(entries["route"], lambda item, key: self._node(item, key, 1), self._problem)
         if "modules" in entries and "method" not in entries:
             self._check_keys(entries, "", ("modules", *ROOT_KEYS))
             return self._modules(entries["modules"], "modules", 0)

@@ -58,6 +58,17 @@ just ``model: <source>``, or a stack of blocks, which may stand wherever a merge
 or modules of a model, each made in its own way::
 
     modules: {text_decoder: {method: ...}, vision_tower: zoo:a, multi_modal_projector: zoo:a}
+
+or a route through blocks of models, only as the whole recipe (see ``Route``)::
+
+    route:
+      models: {math: zoo:math-en, merged: {method: linear, experts: {...}}}
+      ends: math                       # embeddings, final norm and head; the first hop's model when left out
+      hops:                            # [model, block] or [model, block, scale of its input]
+        - [math, 0]
+        - [merged, 7, 0.9]
+      scale_target: stream             # or branch
+      output_scale: 1.1                # before the final norm
 """
 
 from __future__ import annotations
@@ -67,8 +78,9 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import InvalidInput, Problem, few_problems
-from evomerge.recipes.recipe import Merge, Modules, Node, Recipe, Rule, Source, Stack
+from evomerge.recipes.recipe import Merge, Modules, Node, Recipe, Route, Rule, Source, Stack
 from evomerge.recipes.recipe_reader import SOURCE_KEYS, RecipeReader, parse_source
+from evomerge.recipes.route_yaml import route_lines
 from evomerge.recipes.validate import recipe_problems
 from evomerge.recipes.vocabulary_yaml import WORDS, vocabulary_value
 from evomerge.yaml_files import format_flow, parse_yaml_documents, read_yaml_text
@@ -165,9 +177,12 @@ def _source_value(source: Source) -> Any:
     return {name: getattr(source, name) for name in SOURCE_KEYS if getattr(source, name) is not None}
 
 
-def _inner_lines(node: Merge | Stack | Modules, indent: str) -> Iterator[str]:
+def _inner_lines(node: Merge | Stack | Modules | Route, indent: str) -> Iterator[str]:
     if isinstance(node, Merge):
         yield from _merge_lines(node, indent)
+        return
+    if isinstance(node, Route):
+        yield from route_lines(node, lambda name, inner: _node_lines(name, inner, "    "))
         return
     if isinstance(node, Modules):
         yield f"{indent}modules:"

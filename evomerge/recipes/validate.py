@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from evomerge.errors import Problem, UserError, did_you_mean
 from evomerge.methods.base import Hyperparameter, MethodSpec
 from evomerge.recipes.chat_templates import chat_template_problems
-from evomerge.recipes.recipe import COMPONENTS, Merge, Modules, Node, Recipe, Rule, Scalar, Source, Stack
+from evomerge.recipes.recipe import COMPONENTS, Merge, Modules, Node, Recipe, Route, Rule, Scalar, Source, Stack
+from evomerge.recipes.route_yaml import route_problems
 
 DTYPES = ("bfloat16", "float16", "float32")
 OPTIONS = ("num_blocks", "output", "rank")
@@ -78,6 +79,11 @@ def _recipe(recipe: Recipe) -> Iterator[tuple[str, str]]:
                 yield "options.rank", "missing; an adapter needs a rank"
         elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
             yield f"options.{name}", f"expected a whole number of at least 1, got {value!r}"
+    if isinstance(recipe.model, Route):
+        yield from route_problems(recipe)
+        for name, inner in recipe.model.models:
+            yield from _node(inner, f"route.models.{name}", 1)
+        return
     yield from _node(recipe.model, "", 0)
 
 
@@ -99,6 +105,9 @@ def _node(node: Node, key: str, depth: int) -> Iterator[tuple[str, str]]:
         return
     if depth > MAX_DEPTH:
         yield key, f"recipes are nested deeper than {MAX_DEPTH}"
+        return
+    if isinstance(node, Route):
+        yield key, "a route cannot be a part of another model; merge it to disk first and use the directory"
         return
     if isinstance(node, Stack):
         yield from _stack(node, key, depth)
