@@ -44,6 +44,17 @@ class Gene:
 
     A genotype is a float64 array ``(num_genes,)``: a real gene holds its value, an integer gene a whole number in
     ``[low, high]``, a category gene the index of its choice in ``[0, len(choices) - 1]``.
+
+    Attributes:
+        name: unique in its search space.
+        kind: what values it takes.
+        low: least value.
+        high: largest value.
+        initial: where the search begins.
+        choices: of a category gene.
+        sequence: name of the list that this gene is one place of, "" = none. All genes of a list are categories with
+            the same choices, in list order; the last choice means that nothing stands there. Only the order of what
+            does stand there counts, so optimizers may move it along, insert and delete.
     """
 
     name: str
@@ -52,6 +63,7 @@ class Gene:
     high: float = 1.0
     initial: float = 0.5
     choices: tuple[str, ...] = ()
+    sequence: str = ""
 
     @property
     def width(self) -> float:
