@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from evomerge.experiment.config import FinishConfig
 from evomerge.recipes.recipe import Merge, Node, Recipe, Rule, Source
 
@@ -9,9 +11,13 @@ Experts = tuple[tuple[str, Source], ...]
 
 
 def baseline_recipes(
-    base: Source | None, experts: Experts, settings: FinishConfig, dtype: str | None
+    base: Source | None,
+    experts: Experts,
+    settings: FinishConfig,
+    dtype: str | None,
+    stages: Sequence[tuple[str, Node]] = (),
 ) -> dict[str, Recipe]:
-    """Named baselines: the base, each expert, the uniform soup, task arithmetic at fixed strengths, default TIES.
+    """Named baselines: base, experts, what earlier stages found, uniform soup, task arithmetic, default TIES.
 
     Task arithmetic and TIES need a base and are left out without one.
 
@@ -20,6 +26,7 @@ def baseline_recipes(
         experts: (name, model) in the experiment's order.
         settings: strengths and density.
         dtype: stored dtype of the merged weights, None = the base's own.
+        stages: (name, model) of what earlier stages found.
     """
     reference = base or experts[0][1]
 
@@ -28,6 +35,7 @@ def baseline_recipes(
 
     found = {} if base is None else {"base": recipe(base)}
     found |= {f"expert {name}": recipe(source) for name, source in experts}
+    found |= {f"stage {name}": recipe(node) for name, node in stages}
     if len(experts) > 1:
         share = Rule(1 / len(experts))
         found["uniform soup"] = recipe(Merge("linear", experts, None, (("coefficient", (share,)),)))

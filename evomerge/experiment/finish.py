@@ -39,7 +39,8 @@ def baseline_jobs(loaded: Experiment, done: Mapping[str, object]) -> Iterator[Jo
 def _baselines(loaded: Experiment) -> dict[str, Recipe]:
     if not loaded.config.finish.baselines:
         return {}
-    return baseline_recipes(loaded.base, loaded.experts, loaded.config.finish, loaded.config.dtype)
+    config = loaded.config
+    return baseline_recipes(loaded.base, loaded.experts, config.finish, config.dtype, loaded.stages)
 
 
 class Finish:

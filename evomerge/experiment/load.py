@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,8 @@ from evomerge.evaluation.python_fitness import add_import_paths
 from evomerge.experiment.config import ExperimentConfig
 from evomerge.experiment.overrides import apply_overrides
 from evomerge.presets import preset_dir
-from evomerge.recipes.recipe import Source
+from evomerge.recipes.recipe import Node, Route, Source
+from evomerge.recipes.recipe_yaml import recipe_from_mapping
 from evomerge.search import base as search
 from evomerge.search.catalogue import SPECS, validate_optimizer
 from evomerge.spaces.space import SearchSpace
@@ -46,6 +47,7 @@ class Experiment:
         sources: what is known of each model.
         resolved: the file with presets written out; what the run directory keeps.
         notes: lines worth telling, for example what would be downloaded.
+        stages: (name, model) of what earlier stages found, in their order.
     """
 
     config: ExperimentConfig
@@ -58,6 +60,12 @@ class Experiment:
     sources: tuple[SourceStatus, ...]
     resolved: dict[str, Any]
     notes: tuple[str, ...] = field(default=())
+    stages: tuple[tuple[str, Node], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.config.name
 
     @property
     def num_objectives(self) -> int:
@@ -135,6 +143,7 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
 
     base = config.models.base.source() if config.models.base else None
     experts = tuple((key, item.source()) for key, item in config.models.experts.items())
+    stages = tuple(_found(config, where, problems))
     sources = tuple(describe_source(source) for source in dict.fromkeys([*_given(base), *(s for _, s in experts)]))
     problems += [Problem(f"{where}: models", f"{s.source}: {s.message}") for s in sources if _unusable(s)]
     fitness = collect(lambda: load_fitness(config.fitness, f"{where}: fitness", folder))
@@ -146,7 +155,8 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
     note = "" if num_blocks else "block groups are checked once the models are on this machine"
     space = None
     if space_config is not None:
-        models = SpaceModels(base, experts, num_blocks, derive_seed(config.seed, "masks"), config.dtype, tensors)
+        pool = tuple((name, node) for name, node in stages if not isinstance(node, Route))
+        models = SpaceModels(base, experts, num_blocks, derive_seed(config.seed, "masks"), config.dtype, tensors, pool)
         space = collect(lambda: build_space(space_config, models))
     problems += _optimizer_problems(config, where, space, fitness)
     if problems:
@@ -158,7 +168,21 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
         config, space_config.model_dump(mode="json", exclude_defaults=True, by_alias=True), fitness, report
     )
     notes = (*([note] if note else []), *(f"{s.source}: {s.message}" for s in sources if not s.ready))
-    return Experiment(config, where, base, experts, space, tuple(fitness), tuple(report), sources, resolved, notes)
+    return Experiment(
+        config, where, base, experts, space, tuple(fitness), tuple(report), sources, resolved, notes, stages
+    )
+
+
+def _found(config: ExperimentConfig, where: str, problems: list[Problem]) -> Iterator[tuple[str, Node]]:
+    """What earlier stages found, by name."""
+    for name, mapping in config.models.stages.items():
+        place = f"{where}: models.stages.{name}"
+        if name in config.models.experts or name == "base":
+            problems.append(Problem(place, "a model has this name already; names of models and stages must differ"))
+        try:
+            yield name, recipe_from_mapping(mapping, place).model
+        except InvalidInput as error:
+            problems.extend(error.problems)
 
 
 def _given(source: Source | None) -> list[Source]:
@@ -221,6 +245,8 @@ def _resolved(
     config: ExperimentConfig, space: dict[str, Any], fitness: Sequence[FitnessConfig], report: Sequence[FitnessConfig]
 ) -> dict[str, Any]:
     mapping = config.model_dump(mode="json", exclude_none=True)
+    if not config.models.stages:
+        del mapping["models"]["stages"]
     mapping["search_space"] = space
     mapping["fitness"] = [item.model_dump(mode="json", exclude_defaults=True) for item in fitness]
     if report:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from evomerge.recipes.recipe import Recipe, Source
+from evomerge.recipes.recipe import Node, Recipe, Source
 from evomerge.terms import Array, Gene
 
 
@@ -21,6 +21,7 @@ class SpaceModels:
         seed: seed of random masks, the same for all candidates (common random numbers).
         dtype: dtype of the merged weights; None or ``auto`` = the base model's own.
         tensors: (name, component) of every merged tensor; empty while no model is on this machine.
+        extra: (name, node) of further models that a path may use, for example what an earlier stage found.
     """
 
     base: Source | None
@@ -29,6 +30,7 @@ class SpaceModels:
     seed: int = 0
     dtype: str | None = None
     tensors: tuple[tuple[str, str], ...] = ()
+    extra: tuple[tuple[str, Node], ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
