@@ -130,7 +130,7 @@ class _Search:
             names = sorted(candidates, key=lambda name: self._seen.inside[name].order)
             columns = [self._seen.stream_in, *(self._output(name) for name in names)]
             factors, error = _explain(self._seen.stream_out, columns)
-            if error > TOLERANCE:
+            if error > TOLERANCE or abs(factors[0]) < TOLERANCE:
                 shown = "its output is no sum of its input and what its modules give"
                 continue
             if abs(factors[0] - 1) > TOLERANCE:
