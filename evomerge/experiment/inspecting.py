@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class OpenRun:
     run_dir: RunDir
     state: RunState
 
-    @property
+    @cached_property
     def experiment(self) -> Experiment:
         """The run's experiment."""
         return load_experiment(self.run_dir.experiment_path)
@@ -69,7 +70,11 @@ def front(path: str | Path) -> list[CandidateRecord]:
     Raises:
         UserError: there is no run.
     """
-    state = open_run(path).state
+    return front_records(open_run(path).state)
+
+
+def front_records(state: RunState) -> list[CandidateRecord]:
+    """The non-dominated candidates of a state, best weighted sum first."""
     records, fitness = state.scored()
     if not records:
         return []

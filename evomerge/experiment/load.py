@@ -156,7 +156,8 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
     space = None
     if space_config is not None:
         pool = tuple((name, node) for name, node in stages if not isinstance(node, Route))
-        models = SpaceModels(base, experts, num_blocks, derive_seed(config.seed, "masks"), config.dtype, tensors, pool)
+        masks = derive_seed(config.seed, "masks")
+        models = SpaceModels(base, experts, num_blocks, masks, config.dtype, tensors, extra=pool)
         space = collect(lambda: build_space(space_config, models))
     problems += _optimizer_problems(config, where, space, fitness)
     if problems:

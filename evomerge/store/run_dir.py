@@ -24,7 +24,7 @@ _FILES = (
     "log.txt",
     "run.lock",
 )
-_FOLDERS = ("scores", "best")
+_FOLDERS = ("scores", "best", "figures")
 # Optuna puts its lock and its leftovers beside the journal.
 _JOURNAL = "study.journal"
 
@@ -161,6 +161,11 @@ class RunDir:
     def report_path(self) -> Path:
         """The report for people."""
         return self.path / "report.html"
+
+    @property
+    def figures_dir(self) -> Path:
+        """Figures of routes; made when the first one is written."""
+        return self.path / "figures"
 
     @property
     def log_path(self) -> Path:
