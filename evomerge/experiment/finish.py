@@ -41,7 +41,7 @@ def _baselines(loaded: Experiment) -> dict[str, Recipe]:
     if not loaded.config.finish.baselines:
         return {}
     config = loaded.config
-    return baseline_recipes(loaded.base, loaded.experts, config.finish, config.dtype, loaded.stages)
+    return baseline_recipes(loaded.base, loaded.experts, config.finish, config.dtype, loaded.depths, loaded.stages)
 
 
 class Finish:

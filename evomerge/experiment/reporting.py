@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from evomerge.errors import UserError
 from evomerge.experiment.inspecting import front_records, open_run, read_summary
 from evomerge.experiment.load import Experiment
 from evomerge.files import atomic_write_bytes, atomic_write_text
-from evomerge.recipes.recipe import Recipe, Route
+from evomerge.recipes.recipe import Recipe, Route, Source, Stack, children
 from evomerge.reports.html_report import html_report
 from evomerge.reports.progress import ProgressView
 from evomerge.reports.route_figure import figure_bytes, route_figure
@@ -87,14 +87,20 @@ def _draw(loaded: Experiment, record: CandidateRecord, caption: str) -> tuple[by
     if loaded.space is None:
         raise UserError(f"{loaded.where}: the models of this run are not on this machine")
     recipe = loaded.space.decode(record.asked.array)
-    figure = route_figure(recipe, f"{loaded.config.name}: {caption}", _depths(loaded, recipe))
+    figure = route_figure(recipe, f"{loaded.config.name}: {caption}", tuple(_depths(loaded, recipe)))
     return (b"", b"") if figure is None else (figure_bytes(figure, "svg"), figure_bytes(figure, "png"))
 
 
-def _depths(loaded: Experiment, recipe: Recipe) -> Sequence[tuple[str, int]]:
-    """Number of blocks of a route's models, where known."""
-    assert isinstance(recipe.model, Route) or loaded.space is not None
-    return ()
+def _depths(loaded: Experiment, recipe: Recipe) -> Iterator[tuple[str, int]]:
+    """(model, number of blocks) of a route's models, where known."""
+    named = dict(loaded.experts) | ({} if loaded.base is None else {"base": loaded.base})
+    known = {source: loaded.depths[name] for name, source in named.items() if name in loaded.depths}
+    for name, node in recipe.model.models if isinstance(recipe.model, Route) else ():
+        while not isinstance(node, Source | Stack):  # a merge is as deep as what it merges
+            node = children(node)[0]
+        depth = node.num_blocks if isinstance(node, Stack) else known.get(node)
+        if depth is not None:
+            yield name, depth
 
 
 def _write_figures(folder: Path, files: dict[str, bytes]) -> list[Path]:

@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from evomerge.engine.sources import SourceStatus
-from evomerge.errors import InvalidInput, Problem, ResumeRefused
+from evomerge.errors import InvalidInput, Problem, ResumeRefused, did_you_mean
 from evomerge.experiment.config import Strict
 from evomerge.experiment.load import CHANGEABLE, Experiment, find_experiment, resolve_experiment
 from evomerge.experiment.overrides import apply_overrides
@@ -46,6 +46,7 @@ class StageConfig(Strict):
 
     name: str = Field(pattern=r"^[A-Za-z][\w.-]*$")
     search_space: Any
+    experts: list[str] | None = Field(default=None, min_length=1)
     optimizer: Any = None
     budget: Any = None
     fitness: Any = None
@@ -116,7 +117,7 @@ class StagedExperiment:
     def resolved(self) -> dict[str, Any]:
         """The file with presets written out; what the run directory keeps."""
         mapping = {key: value for key, value in self.stages[0].loaded.resolved.items() if key not in OWN_KEYS}
-        mapping |= {key: self.mapping[key] for key in ("name", "seed") if key in self.mapping}
+        mapping |= {key: self.mapping[key] for key in ("name", "seed", "models") if key in self.mapping}
         for key in OWN_KEYS:
             heirs = [stage.loaded.resolved for stage in self.stages if key not in stage.config.own]
             if heirs and key in heirs[0]:
@@ -124,7 +125,9 @@ class StagedExperiment:
         entries = []
         for stage in self.stages:
             own = {key: stage.loaded.resolved[key] for key in stage.config.own if key in stage.loaded.resolved}
-            entries.append({"name": stage.name, "search_space": stage.loaded.resolved["search_space"], **own})
+            chosen = {} if stage.config.experts is None else {"experts": stage.config.experts}
+            space = stage.loaded.resolved["search_space"]
+            entries.append({"name": stage.name, "search_space": space, **chosen, **own})
         return mapping | {"search_space": {"kind": "sequence", "stages": entries}}
 
     def experiment(self, number: int, found: Mapping[str, Recipe]) -> Experiment:
@@ -215,6 +218,12 @@ def _stage_mapping(mapping: Mapping[str, Any], config: StageConfig, found: Mappi
     if type(seed := entries.get("seed", 0)) is int:
         entries["seed"] = derive_seed(seed, "stage", config.name) if seed >= 0 else seed
     models = entries.get("models")
+    if config.experts is not None and isinstance(models, Mapping) and isinstance(models.get("experts"), Mapping):
+        models = {
+            **models,
+            "experts": {name: models["experts"][name] for name in config.experts if name in models["experts"]},
+        }
+        entries["models"] = models
     if found and isinstance(models, Mapping):
         recipes = {name: parse_yaml_mapping(format_recipe(recipe), name) for name, recipe in found.items()}
         entries["models"] = {**models, "stages": {**models.get("stages", {}), **recipes}}
@@ -239,6 +248,12 @@ def _name_problems(mapping: Mapping[str, Any], configs: Sequence[StageConfig], w
             message = f"{config.name!r} is the name of {taken[config.name]}; names of models and stages must differ"
             problems.append(Problem(f"{where}: search_space.stages[{number}].name", message))
         taken.setdefault(config.name, "an earlier stage")
+        for name in config.experts or ():
+            if not isinstance(experts, Mapping) or name not in experts:
+                message = (
+                    f"there is no expert {name!r} (of a mapping name: model). {did_you_mean(name, map(str, experts))}"
+                )
+                problems.append(Problem(f"{where}: search_space.stages[{number}].experts", message))
     return problems
 
 
