@@ -96,17 +96,24 @@ def _draw_bands(axes: Axes, bands: list[tuple[str, int, int]], colours: dict[str
 
 
 def _draw_path(axes: Axes, route: Route, starts: dict[str, int], colours: dict[str, str]) -> None:
+    from matplotlib.collections import LineCollection
+
     rows = [starts[hop.model] + hop.block for hop in route.hops]
+    later = route.hops[1:]
+    lines = LineCollection(
+        [[(step, rows[step]), (step + 1, rows[step + 1])] for step in range(len(later))],
+        colors=[colours[hop.model] for hop in later],
+        linewidths=[0.3 + 0.9 * min(abs(hop.scale), 3.0) for hop in later],
+        linestyles=["--" if hop.scale < 0 else "-" for hop in later],
+        alpha=0.7,
+    )
+    axes.add_collection(lines)
     for step, hop in enumerate(route.hops):
-        size = 2.5 + 2.5 * min(abs(hop.scale), 3.0) + 2.0 * (hop.scale < 0)
-        colour = colours[hop.model]
         negative = hop.scale < 0
-        if step:
-            width = 0.3 + 0.9 * min(abs(hop.scale), 3.0)
-            style = "--" if negative else "-"
-            axes.plot([step - 1, step], rows[step - 1 : step + 1], style, color=colour, linewidth=width, alpha=0.7)
+        size = 2.5 + 2.5 * min(abs(hop.scale), 3.0) + 2.0 * negative
+        colour = NEGATIVE if negative else colours[hop.model]
         (mark,) = axes.plot(
-            [step], [rows[step]], "X" if negative else "o", color=NEGATIVE if negative else colour, markersize=size,
+            [step], [rows[step]], "X" if negative else "o", color=colour, markersize=size,
             markerfacecolor="white" if negative else colour, markeredgewidth=0.9, zorder=3,
         )  # fmt: skip
         mark.set_gid(f"hop-{step}-{hop.model}-{hop.block}")
