@@ -176,6 +176,15 @@ class LiveModel:
         self._writer.write(merger, root, self.architecture.slots, output.of)
         return time.perf_counter() - started
 
+    @contextmanager
+    def out_of_route(self) -> Iterator[None]:
+        """The model looks as it does outside routes while the context lasts; its weights are the last recipe's."""
+        if self._routes is None:
+            yield
+        else:
+            with self._routes.aside():
+                yield
+
     def _merger(self, group: OpenModels) -> TensorMerger:
         if id(group) not in self._mergers:
             cap = self._state_cap // len(self._groups.all)
