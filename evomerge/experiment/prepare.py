@@ -109,7 +109,8 @@ def describe_run(loaded: Experiment, plan: DocumentPlan) -> Manifest:
     """
     names = {**({"base": loaded.base} if loaded.base else {}), **dict(loaded.experts)}
     models = {name: fingerprint(source) for name, source in names.items()}
-    named = loaded.resolved["search_space"].get("method", [])
+    space = loaded.resolved["search_space"]
+    named = (space["parameters"] if space["kind"] == "joint" else space).get("method", [])
     own = [name for name in ([named] if isinstance(named, str) else named) if ":" in name]
     methods = {name: source_fingerprint(name) for name in own}
     return build_manifest(loaded.resolved, loaded.fingerprint, models, plan.to_json(), methods=methods)
