@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -136,7 +136,8 @@ class BlockMaker:
         self._names = BlockNames(groups.main.architecture)
         self._live_blocks = list(model.get_submodule(stack).children())
         self._shapes: dict[Source, LaneShape] = {}
-        text = self._model.config.get_text_config()
+        config: Any = model.config
+        text = config.get_text_config()
         self.own = LaneShape(block_tables(text), text.num_hidden_layers, self._reference_on_meta)
 
     def shape(self, source: Source) -> LaneShape:
@@ -183,7 +184,7 @@ class BlockMaker:
         model: Any = shape.model
         text = self._model.config.get_text_config()
         block: nn.Module = copy.deepcopy(
-            model.get_submodule(self._stack)[number],
+            cast(Any, model.get_submodule(self._stack))[number],
             {id(config): text for config in (model.config, model.config.get_text_config())},
         )
         group, beside = self._groups.of(like), self._live_blocks[number % len(self._live_blocks)]

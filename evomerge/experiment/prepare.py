@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import evomerge
 from evomerge.engine.sources import fingerprint, resolve_source
@@ -43,6 +44,15 @@ def load_with_models(
         view.note(f"{status.source}: {status.message}")
         resolve_source(status.source)
     return load_any(experiment, overrides) if absent else loaded
+
+
+@runtime_checkable
+class MakesRoutes(Protocol):
+    """A search space whose candidates may be routes."""
+
+    @property
+    def num_lanes(self) -> int:
+        """Sets of blocks that its routes may need beside those of the model that lends the architecture."""
 
 
 def find_objectives(loaded: Experiment, plan: DocumentPlan) -> tuple[Objective, ...]:
@@ -128,6 +138,7 @@ def start_executor(loaded: Experiment, plan: DocumentPlan, population_size: int,
         report=tuple(item.model_dump(mode="json") for item in loaded.report),
         documents=plan.to_json(),
         import_paths=config.import_paths,
+        lanes=loaded.space.num_lanes if isinstance(loaded.space, MakesRoutes) else 0,
     )
     return build_executor(runtime_settings(config.runtime), worker_plan, max_useful=population_size, early=early)
 
