@@ -176,7 +176,11 @@ def load_any(name: str | Path, overrides: Sequence[str] = ()) -> Experiment | St
     """
     path = find_experiment(name)
     mapping = apply_overrides(read_yaml_mapping(path), overrides)
-    where, folder = str(path), path.resolve().parent
+    return resolve_any(mapping, str(path), path.resolve().parent)
+
+
+def resolve_any(mapping: dict[str, Any], where: str, folder: Path) -> Experiment | StagedExperiment:
+    """Check and resolve an experiment, staged or not, that is already parsed. See ``load_any``."""
     space = mapping.get("search_space")
     if isinstance(space, Mapping) and space.get("kind") == "sequence":
         return resolve_stages(mapping, where, folder)
