@@ -15,6 +15,7 @@ from torch import Tensor
 from evomerge.engine.adapted_models import open_for_output
 from evomerge.engine.architecture import FILES_ONLY
 from evomerge.engine.blame import blame
+from evomerge.engine.folding import Folding, fold_route
 from evomerge.engine.model_card import model_card
 from evomerge.engine.model_tensors import ModelTensors, OpenModels
 from evomerge.engine.output_directory import check_output_dir, output_directory
@@ -27,7 +28,7 @@ from evomerge.engine.tensor_threads import TensorThreads
 from evomerge.engine.tokenizer_files import copy_other_files, find_template, write_side_files
 from evomerge.errors import MergeFailed, UserError
 from evomerge.methods.elementwise import checked_copy
-from evomerge.recipes.recipe import Merge, Node, Recipe, Stack, children
+from evomerge.recipes.recipe import Merge, Node, Recipe, Route, Stack, children
 from evomerge.yaml_files import format_flow
 
 RECIPE_NAME = "evomerge_recipe.yaml"
@@ -72,13 +73,14 @@ def merge_to_disk(
     reference = models.get(recipe.reference)
     directories = [models.get(source).directory for source in recipe.sources]
     template = find_template(recipe.chat_template, reference.directory, directories)
+    folding = fold_route(root, models.architecture) if isinstance(root, Route) else Folding()
     units = plan_output(recipe, models)
     entries = [entry for unit in units for entry in unit.entries]
     shards = plan_shards(entries, shard_bytes, _stem(reference, models))
     with output_directory(out_dir, merge_identity(recipe, shards), shards) as output:
         writer = ShardWriter(output.path, shards, output.kept, output.record)
         try:
-            _write_weights((recipe, root), models, units, writer, progress)
+            _write_weights((recipe, root, folding), models, units, writer, progress)
         finally:
             writer.close()
         if models.architecture.model_type == FILES_ONLY:
@@ -99,13 +101,13 @@ def _stem(reference: ModelTensors, models: OpenModels) -> str:
 
 
 def _write_weights(
-    what: tuple[Recipe, Node],
+    what: tuple[Recipe, Node, Folding],
     models: OpenModels,
     units: list[OutputUnit],
     writer: ShardWriter,
     progress: Progress | None,
 ) -> None:
-    recipe, root = what
+    recipe, root, folding = what
     threads = TensorThreads(torch.get_num_threads(), models.architecture)
     merger = _merger(recipe, models, threads)
     wanted = {entry.name for entry in writer.entries}
@@ -123,12 +125,16 @@ def _write_weights(
         for slot in unit.slots:
             with torch.no_grad():
                 merged = torch.empty(slot.shape, dtype=unit.entries[0].dtype)
+                fold = folding.folds.get(slot.name)
+                unrounded = merged if fold is None else torch.empty(slot.shape, dtype=_wide(merged.dtype))
                 try:
-                    merger.write(merger.pending(root, slot), merged)
+                    merger.write(merger.pending(root, slot), unrounded)
                 except MergeFailed as error:
                     if slot.name in str(error):
                         raise
                     raise MergeFailed(f"recipe: tensor {slot.name}: {error}") from error
+                if fold is not None:
+                    fold.write(unrounded, merged)
                 try:
                     check_finite([(slot.name, checked_copy(None, merged))])
                 except MergeFailed as error:
@@ -150,6 +156,10 @@ def _write_weights(
     finally:
         threads.close()
     writer.finish()
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.float64 else torch.float32
 
 
 def _merger(recipe: Recipe, models: OpenModels, threads: TensorThreads) -> TensorMerger:
