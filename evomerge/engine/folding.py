@@ -1,13 +1,13 @@
 """Scales of a route folded into weights, so that an ordinary checkpoint computes the same.
 
-Let c be the product of the stream's scales so far. A model that keeps y = x / c instead of the stream x needs no scales:
-what a block adds to the stream is divided by c, and the block's norms see x up to the sign of c, because
+Let c be the product of the stream's scales behind the first. A model that keeps y = x / c instead of the stream x needs
+no scales: what a block adds to the stream is divided by c, and the block's norms see x up to the sign of c, because
 norm(c y) = sign(c) norm(y). So the writes of a hop are divided by its c, the gains of its norms change sign where c is
-negative, and the norm behind the blocks takes the sign of the last c. ``branch`` scales multiply single writes: the
-scale of a hop that of the last write of the hop before, and that of the first hop the whole stream.
+negative, and the norm behind the blocks takes the sign of the last c. The first hop's scale goes into the embeddings.
+``branch`` scales multiply single writes: the scale of a hop is that of the last write of the hop before.
 
-A norm's epsilon is what keeps this from being exact: it is added to the mean square of y, not of x, as if it were
-c^2 epsilon. It shows where the stream is small and c large; ``docs/benchmarks.md`` has numbers.
+A norm's epsilon is what keeps this from being exact: it is added to the mean square of y, as if it were c^2 epsilon on
+x. It shows only where the stream is small, and that it is behind the embeddings, where c is 1.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class HopFactors:
     """What a hop's weights are multiplied by.
 
     Attributes:
-        stream: product of the stream's scales up to this hop, c.
+        stream: the stream as the scaled model has it, divided by what this model keeps: c.
         writes: factor of what the hop adds to the stream, but of its last write.
         last_write: factor of its last write.
     """
@@ -84,23 +84,44 @@ class HopFactors:
     last_write: float
 
 
-def hop_factors(route: Route) -> tuple[list[HopFactors], float]:
-    """The factors of every hop, and the last c, which the norm behind the blocks sees.
+@dataclass(frozen=True)
+class RouteFactors:
+    """What the weights of a route's model are multiplied by.
+
+    Attributes:
+        embeddings: factor of the embeddings.
+        hops: of each hop.
+        last: c behind the last block, which the norm there sees.
+    """
+
+    embeddings: float
+    hops: tuple[HopFactors, ...]
+    last: float
+
+
+def route_factors(route: Route, into_embeddings: bool) -> RouteFactors:
+    """The factors of every hop.
+
+    Args:
+        route: the path.
+        into_embeddings: whether the first scale goes into the embeddings, else into c.
 
     Raises:
-        CannotFold: a scale of the stream is 0, or their product leaves the range of numbers.
+        CannotFold: a scale of the stream is 0, or their product is no number that weights can be divided by.
     """
     scales = [hop.scale for hop in route.hops]
     is_stream = route.scale_target == "stream"
-    found, product = [], 1.0
+    first = _checked(scales[0], "scale 0 at hop 0")
+    found, product = [], 1.0 if into_embeddings else first
     for index, scale in enumerate(scales):
-        if is_stream or index == 0:
+        if is_stream and index:
             product *= _checked(scale, f"scale 0 at hop {index}")
         if not 1 / LARGEST_PRODUCT <= abs(product) <= LARGEST_PRODUCT:
             raise CannotFold(f"the product of the scales up to hop {index} is {product:.3g}")
         after = 1.0 if is_stream or index + 1 == len(scales) else scales[index + 1]
         found.append(HopFactors(product, 1 / product, after / product))
-    return found, product * _checked(route.output_scale, "output_scale 0")
+    last = product * _checked(route.output_scale, "output_scale 0")
+    return RouteFactors(first if into_embeddings else 1.0, tuple(found), last)
 
 
 def fold_route(route: Route, architecture: Architecture) -> Folding:
@@ -115,22 +136,22 @@ def fold_route(route: Route, architecture: Architecture) -> Folding:
     """
     if not route.is_scaled:
         return Folding(summary="all scales are 1")
-    factors, last = hop_factors(route)
+    route_factors(route, True)  # what cannot fold in any model is said before one is built
     anatomies = _anatomies(architecture)
+    ends = anatomies[0]
+    partners = {name for pair in architecture.tied for name in pair}
+    is_tied = architecture.is_tied and any(entry.name in partners for entry in ends.embeddings)
+    factors = route_factors(route, bool(ends.embeddings) and (not is_tied or bool(ends.final_output)))
     prefix = f"{architecture.stacks[0].name}." if architecture.stacks[0].name else ""
-    folds: dict[str, TensorFold] = {}
-    for index, (factor, anatomy) in enumerate(zip(factors, anatomies, strict=True)):
+    folds = {entry.name: TensorFold(factors.embeddings, entry.offset) for entry in ends.embeddings}
+    for index, (factor, anatomy) in enumerate(zip(factors.hops, anatomies, strict=True)):
         _check_anatomy(anatomy, factor.stream < 0, index)
         for name, fold in _block_folds(anatomy, factor):
             folds[f"{prefix}{index}.{name}"] = fold
-    final = anatomies[-1].final_norm
-    if last < 0:
-        if final is None:
-            raise CannotFold(f"the last product of scales is negative, and {anatomies[-1].sign_problem}")
-        folds[final.name] = TensorFold(-1.0, final.offset)
+    # A head that is the embeddings is scaled with them.
+    folds.update(_final_folds(ends, factors.last, 1 / factors.embeddings if is_tied else 1.0))
     kept = {name: fold for name, fold in folds.items() if fold.factor != 1}
-    unknown = [name for name in kept if name not in architecture.by_name]
-    if unknown:
+    if unknown := [name for name in kept if name not in architecture.by_name]:
         raise CannotFold(f"{unknown[0]} is no tensor of the checkpoint")
     where = dict.fromkeys(write.rpartition(".")[2] for anatomy in anatomies for write in anatomy.writes)
     return Folding(kept, f"scales folded into {', '.join(where)}")
@@ -145,6 +166,16 @@ def _block_folds(anatomy: ResidualAnatomy, factor: HopFactors) -> Iterator[tuple
         yield entry.name, TensorFold(-1.0, entry.offset)
     for name in anatomy.linear_reads:
         yield name, TensorFold(factor.stream)
+
+
+def _final_folds(ends: ResidualAnatomy, last: float, factor: float) -> Iterator[tuple[str, TensorFold]]:
+    gain = ends.final_norm
+    if last < 0 and gain is None:
+        raise CannotFold(f"the product of all scales is negative, and {ends.sign_problem}")
+    for entry in ends.final_output:
+        yield entry.name, TensorFold(-factor if last < 0 and entry == gain else factor, entry.offset)
+    if last < 0 and gain is not None and gain not in ends.final_output:
+        yield gain.name, TensorFold(-1.0, gain.offset)
 
 
 def _anatomies(architecture: Architecture) -> list[ResidualAnatomy]:
