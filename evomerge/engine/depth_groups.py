@@ -29,6 +29,7 @@ class DepthGroups:
 
     Attributes:
         main: those as deep as the reference.
+        any_depth: whether deeper and shallower models were expected.
     """
 
     def __init__(self, reference: Source, sources: Iterable[Source], any_depth: bool = True) -> None:
@@ -37,13 +38,14 @@ class DepthGroups:
         Args:
             reference: lends the architecture.
             sources: further models.
-            any_depth: whether they may be of another depth; later ones may in any case.
+            any_depth: whether they may be of another depth. Those that only recipes name may in any case.
 
         Raises:
             InvalidInput: models that are missing, broken or do not fit, all at once.
         """
-        self.reference = reference
+        self.reference, self.any_depth = reference, any_depth
         self._warned: set[Source] = set()
+        self._of: dict[Source, OpenModels] = {}
         self._groups: dict[int, OpenModels] = {}
         alike: list[Source] = []
         others: dict[int, list[Source]] = {}
@@ -87,9 +89,11 @@ class DepthGroups:
         Raises:
             UserError: it is not there or does not fit the others.
         """
-        for group in self.all:
-            if source in group.sources:
-                return group
+        if source not in self._of:
+            self._of[source] = self._find(source)
+        return self._of[source]
+
+    def _find(self, source: Source) -> OpenModels:
         depth = _depth(source)
         if depth is None or depth == _depth(self.reference):
             self.main.get(source)

@@ -9,7 +9,7 @@ is a thin shell: a copy of the block's module object and of those inside that kn
 
     blocks = RouteList.take_place(model, "model.layers")
     blocks.run([HopStep(blocks.stored[0]), HopStep(blocks.stored[1], 0.5), HopStep(blocks.stored[0])])
-    replaced = set_depth(model.config, 3, {"layer_types": [...]})   # the model's loop and its cache count hops
+    set_depth(model.config, 3, {"layer_types": [...]})   # the model's loop and its cache count hops
 """
 
 from __future__ import annotations
@@ -132,23 +132,18 @@ class RouteList(nn.ModuleList):
         return (self._hops if self._shown is None else self._shown)[index]
 
 
-def set_depth(config: Any, depth: int, lists: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+def set_depth(config: Any, depth: int, lists: Mapping[str, Sequence[Any]]) -> None:
     """Let a transformers configuration tell of another number of blocks.
 
     Args:
         config: a model's configuration; that of its language model is changed.
         depth: number of blocks.
         lists: what it lists per block (``layer_types``), for the new blocks.
-
-    Returns:
-        The values replaced, to be put back with ``setattr``.
     """
     text = config.get_text_config()
-    values = {"num_hidden_layers": depth, **{name: list(value) for name, value in lists.items()}}
-    replaced = {name: getattr(text, name) for name in values}
-    for name, value in values.items():
-        setattr(text, name, value)
-    return replaced
+    text.num_hidden_layers = depth
+    for name, value in lists.items():
+        setattr(text, name, list(value))
 
 
 class _Shell:

@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -183,7 +183,7 @@ class BlockMaker:
         model: Any = shape.model
         text = self._model.config.get_text_config()
         block: nn.Module = copy.deepcopy(
-            model.get_submodule(self._stack)[number],
+            cast(Any, model.get_submodule(self._stack))[number],
             {id(config): text for config in (model.config, model.config.get_text_config())},
         )
         group, beside = self._groups.of(like), self._live_blocks[number % len(self._live_blocks)]

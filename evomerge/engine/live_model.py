@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from evomerge.engine.adapted_models import check_live, cut_to_depth
 from evomerge.engine.architecture import Architecture, load_config, model_factories
+from evomerge.engine.block_places import BlockPlaces
 from evomerge.engine.depth_groups import DepthGroups
 from evomerge.engine.live_routes import LiveRoutes
 from evomerge.engine.model_tensors import OpenModels
@@ -166,12 +167,23 @@ class LiveModel:
             self._routes.apply(recipe)
             return time.perf_counter() - started
         root = cut_to_depth(recipe, self.architecture.num_blocks)
+        if self._groups.any_depth:
+            BlockPlaces(self._groups.depth, self.architecture).depth(root)
         merger = self._merger(self.models)
         merger.start_candidate(root)
         if self._routes is not None:
             self._routes.leave()
         self._writer.write(merger, root, self.architecture.slots, output.of)
         return time.perf_counter() - started
+
+    @contextmanager
+    def out_of_route(self) -> Iterator[None]:
+        """The model looks as it does outside routes while the context lasts; its weights are the last recipe's."""
+        if self._routes is None:
+            yield
+        else:
+            with self._routes.aside():
+                yield
 
     def _merger(self, group: OpenModels) -> TensorMerger:
         if id(group) not in self._mergers:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -73,7 +74,8 @@ class LiveRoutes:
         self._of_merges: list[Lane] = []
         self._slots: dict[int, dict[int, list[Slot]]] = {}  # by id of the group
         self._ends: list[tuple[Node, str | None]] | None = None
-        self._replaced: dict[str, Any] | None = None  # of the configuration, while in a route
+        self._plain = (depth, self._own.shape.tables)  # what the configuration tells outside routes
+        self._running: tuple[Route, list[HopStep], dict[str, list[Any]]] | None = None
 
     @property
     def lanes(self) -> tuple[Lane, ...]:
@@ -115,12 +117,17 @@ class LiveRoutes:
         """Run the live model's own blocks in their own order; they are about to be written."""
         self._own.forget()
         self._ends = None
-        self._blocks.reset()
-        if self._replaced is not None:
-            text = self._model.config.get_text_config()
-            for name, value in self._replaced.items():
-                setattr(text, name, value)
-            self._replaced = None
+        self._show(None)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Run the live model's own blocks in their own order, and the route again when the context ends."""
+        running = self._running
+        self._show(None)
+        try:
+            yield
+        finally:
+            self._show(running)
 
     def _assign(self, parts: list[_Part]) -> None:
         """Choose the lane of every part; lanes that hold the right thing already go first."""
@@ -186,13 +193,19 @@ class LiveRoutes:
             steps.append(HopStep(part.lane.blocks[block], hop.scale))
             for name, values in lists.items():
                 values.append(part.lane.shape.tables[name][block])
-        replaced = set_depth(self._model.config, len(steps), lists)
-        if self._replaced is None:
-            self._replaced = replaced
-        in_branch = route.scale_target == "branch"
-        self._blocks.run(
-            steps, route.scale_target, route.output_scale, self._last_write if in_branch and route.is_scaled else None
-        )
+        self._show((route, steps, lists))
+
+    def _show(self, running: tuple[Route, list[HopStep], dict[str, list[Any]]] | None) -> None:
+        """Run a route, or the live model's own blocks."""
+        self._running = running
+        if running is None:
+            set_depth(self._model.config, *self._plain)
+            self._blocks.reset()
+            return
+        route, steps, lists = running
+        set_depth(self._model.config, len(steps), lists)
+        in_branch = route.scale_target == "branch" and route.is_scaled
+        self._blocks.run(steps, route.scale_target, route.output_scale, self._last_write if in_branch else None)
 
     @cached_property
     def _last_write(self) -> str:
