@@ -27,6 +27,7 @@ COMPACT_NOTE = (
     "Every block is stored once and `modeling_route.py` runs the hops. Read that file and `hop_shells.py`, then load "
     "the model with `AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)`."
 )
+MERGEKIT_NOTE = "`mergekit_config.yml` makes the model with mergekit; there are no weights here."
 
 
 @dataclass(frozen=True)
@@ -105,5 +106,5 @@ def check_form(recipe: Recipe, form: str) -> None:
     """
     if form not in FORMS:
         raise UserError(f"--form: expected {', '.join(FORMS)}, got {form!r}")
-    if form == "compact" and not isinstance(recipe.model, Route):
-        raise UserError("--form compact: only a route runs blocks several times; leave it out, or take plain")
+    if form in ("compact", "mergekit") and not isinstance(recipe.model, Route):
+        raise UserError(f"--form {form}: only routes through blocks have it; leave it out, or take plain")

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evomerge.engine.adapted_models import open_for_output
 from evomerge.engine.architecture import FILES_ONLY
 from evomerge.engine.blame import blame
-from evomerge.engine.export_forms import ExportPlan, plan_export
+from evomerge.engine.export_forms import MERGEKIT_NOTE, ExportPlan, check_form, plan_export
 from evomerge.engine.model_card import model_card
 from evomerge.engine.model_tensors import ModelTensors, OpenModels
 from evomerge.engine.output_directory import check_output_dir, output_directory
@@ -34,6 +35,8 @@ RECIPE_NAME = "evomerge_recipe.yaml"
 MERGEKIT_NAME = "mergekit_config.yml"
 
 Progress = Callable[[int, int], None]
+Told = Callable[[str], None]
+TensorPlace = tuple[str, int | None, str]  # name, block, component
 
 
 def merge_to_disk(
@@ -45,7 +48,7 @@ def merge_to_disk(
     hash_kind: str = "headers",
     *,
     form: str = "plain",
-    told: Callable[[str], None] | None = None,
+    told: Told | None = None,
 ) -> Path:
     """Write the recipe's model as sharded safetensors with configuration, tokenizer, recipe and model card.
 
@@ -60,7 +63,7 @@ def merge_to_disk(
         card: further facts for the model card, see ``model_card``.
         shard_bytes: largest shard.
         hash_kind: what is hashed for the sources' fingerprints in the recipe file: ``headers`` or ``full`` contents.
-        form: ``plain``, ``compact`` or ``auto``, see ``export_forms``.
+        form: ``plain``, ``compact``, ``mergekit`` (no weights) or ``auto``, see ``export_forms``.
         told: called with one line on the form that is written and why, where there are several.
 
     Returns:
@@ -74,6 +77,8 @@ def merge_to_disk(
         raise UserError(f"--hash: expected {' or '.join(HASH_KINDS)}, got {hash_kind!r}")
     out_dir = Path(out_dir)
     check_output_dir(out_dir)
+    if form == "mergekit":
+        return _write_mergekit(recipe, out_dir, card, hash_kind)
     plan = plan_export(recipe, form)
     models = plan.models
     reference = models.get(recipe.reference)
@@ -98,6 +103,25 @@ def merge_to_disk(
         about = {**(card or {}), **({"form": plan.note} if plan.note else {})}
         _write_recipe(recipe, models, output.path, (out_dir.name, about, hash_kind))
     return out_dir
+
+
+def _write_mergekit(recipe: Recipe, out_dir: Path, card: Mapping[str, Any] | None, hash_kind: str) -> Path:
+    """Write a route as mergekit's YAML with recipe and model card, and no weights."""
+    from evomerge.recipes.mergekit_yaml import NotExpressible, format_mergekit
+
+    check_form(recipe, "mergekit")
+    models, _ = open_for_output(recipe)
+    try:
+        format_mergekit(recipe, models.architecture.num_blocks, _places(models))
+    except NotExpressible as error:
+        raise UserError(f"the route cannot be written for mergekit: {error}; use plain or compact") from error
+    with output_directory(out_dir, merge_identity(recipe, ()), ()) as output:
+        _write_recipe(recipe, models, output.path, (out_dir.name, {**(card or {}), "form": MERGEKIT_NOTE}, hash_kind))
+    return out_dir
+
+
+def _places(models: OpenModels) -> list[TensorPlace]:
+    return [(slot.name, slot.block, slot.component) for slot in models.architecture.slots]
 
 
 def _stem(reference: ModelTensors, models: OpenModels) -> str:
@@ -218,8 +242,7 @@ def _write_recipe(
     (directory / RECIPE_NAME).write_text(kept + "\n")
     if len(models.architecture.stacks) < 2 or not _depends_on_blocks(recipe.model):
         with contextlib.suppress(NotExpressible):  # where the recipe says more than mergekit's dialect can
-            tensors = [(slot.name, slot.block, slot.component) for slot in models.architecture.slots]
-            mergekit = format_mergekit(recipe, models.architecture.num_blocks, tensors)
+            mergekit = format_mergekit(recipe, models.architecture.num_blocks, _places(models))
             (directory / MERGEKIT_NAME).write_text(mergekit)
     (directory / "README.md").write_text(model_card(recipe, text, title, {**card, "fingerprints": _short(found)}))
 
