@@ -60,7 +60,7 @@ def runtime_settings(config: RuntimeConfig) -> RuntimeSettings:
         executor=config.executor, workers=config.workers, gpus_per_worker=config.gpus_per_worker,
         threads=config.threads, dtype=config.dtype, device=config.device, batch_size=config.batch_size,
         deadline_seconds=config.deadline, max_attempts=config.max_attempts, address=config.address,
-        state_memory_bytes=config.state_memory,
+        state_memory_bytes=config.state_memory, prefix_cache_bytes=config.prefix_cache,
     )  # fmt: skip
 
 
