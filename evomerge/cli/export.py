@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from evomerge.cli.console import stdout
-from evomerge.cli.options import Form, Quiet, RunArgument
+from evomerge.cli.options import Form, Quiet, RunArgument, StageName
 from evomerge.cli.tensors_progress import tensors_progress
 
 
@@ -18,10 +18,13 @@ def command(
     candidate: Annotated[str, typer.Option("--candidate", "-c", help="best, front, or a candidate's number.")] = "best",
     form: Form = "auto",
     quiet: Quiet = False,
+    stage: StageName = None,
 ) -> None:
     """Write the winner of a run, or any candidate, as a checkpoint that transformers loads."""
     from evomerge.experiment.inspecting import export
+    from evomerge.store.stage_list import stage_path
 
+    run = stage_path(run, stage)
     with tensors_progress(quiet) as progress:
         lines: list[str] = []
         written = export(run, out, candidate, progress, form, told=lines.append)

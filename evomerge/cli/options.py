@@ -20,3 +20,6 @@ Form = Annotated[
         "code), mergekit (its YAML, no weights), or auto: plain where scales fold, else compact."
     ),
 ]
+StageName = Annotated[
+    str | None, typer.Option("--stage", help="A stage of a staged run; default: the last one that has begun.")
+]
