@@ -13,3 +13,6 @@ Overrides = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, for example runs/quickstart.")]
+StageName = Annotated[
+    str | None, typer.Option("--stage", help="A stage of a staged run; default: the last one that has begun.")
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class OpenRun:
     run_dir: RunDir
     state: RunState
 
-    @property
+    @cached_property
     def experiment(self) -> Experiment:
         """The run's experiment."""
         return load_experiment(self.run_dir.experiment_path)
@@ -69,7 +70,11 @@ def front(path: str | Path) -> list[CandidateRecord]:
     Raises:
         UserError: there is no run.
     """
-    state = open_run(path).state
+    return front_records(open_run(path).state)
+
+
+def front_records(state: RunState) -> list[CandidateRecord]:
+    """The non-dominated candidates of a state, best weighted sum first."""
     records, fitness = state.scored()
     if not records:
         return []
@@ -94,7 +99,7 @@ def export(
     opened = open_run(path)
     if candidate == "front":
         return [_export_one(opened, record, Path(out) / f"candidate{record.id}", progress) for record in front(path)]
-    return [_export_one(opened, _find(opened, candidate), Path(out), progress)]
+    return [_export_one(opened, find_candidate(opened, candidate), Path(out), progress)]
 
 
 def project(path: str | Path, storage: str | None = None) -> int:
@@ -133,10 +138,15 @@ def dashboard(path: str | Path, port: int = 8080, storage: str | None = None) ->
     serve_dashboard(RunDir.open(path), port, storage)
 
 
-def _find(opened: OpenRun, candidate: str | int) -> CandidateRecord:
+def find_candidate(opened: OpenRun, candidate: str | int) -> CandidateRecord:
+    """A candidate of a run: ``best`` (the winner of a finished run, else the best so far), or by number.
+
+    Raises:
+        UserError: there is no such candidate.
+    """
     state, where = opened.state, opened.run_dir.path
     if candidate == "best":
-        winner = _summary(opened.run_dir).get("winner")
+        winner = read_summary(opened.run_dir).get("winner")
         record = state.candidates[winner["candidate"]] if winner else state.best()
         if record is None:
             raise UserError(f"{where}: no candidate has a fitness yet")
@@ -148,7 +158,12 @@ def _find(opened: OpenRun, candidate: str | int) -> CandidateRecord:
     return state.candidates[int(text)]
 
 
-def _summary(run_dir: RunDir) -> dict[str, Any]:
+def read_summary(run_dir: RunDir) -> dict[str, Any]:
+    """What summary.json holds; empty while there is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         found: dict[str, Any] = json.loads(run_dir.summary_path.read_text())
     except FileNotFoundError:
