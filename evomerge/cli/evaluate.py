@@ -31,6 +31,7 @@ def command(
     """Score a model, or a recipe merged in memory, on the documents of a fitness."""
     from evomerge.experiment.evaluating import evaluate
     from evomerge.runtime.resources import RuntimeSettings
+    from evomerge.terms import with_unit
 
     settings = RuntimeSettings(executor="inline", dtype=dtype, device=device, batch_size=batch_size)
     scored = evaluate(model, fitness, split.value, settings)
@@ -53,8 +54,8 @@ def command(
     for objective in scored.objectives:
         interval = scored.intervals.get(objective.name)
         text = f"{interval.low:.3f} to {interval.high:.3f}" if interval else "-"
-        score = objective.natural(values[objective.name])
-        shown.add_row(objective.name, f"{score:.4f}", text, str(counts.get(objective.name, "-")))
+        score = with_unit(objective.natural(values[objective.name]), objective.unit)
+        shown.add_row(objective.name, score, text, str(counts.get(objective.name, "-")))
     stdout.print(shown)
     cost = scored.evaluation.seconds
     stdout.print(f"merge {cost.merge:.2f} s, forward {cost.forward:.2f} s, metric {cost.metric:.2f} s", highlight=False)

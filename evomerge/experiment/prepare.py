@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -42,16 +42,6 @@ def find_objectives(loaded: Experiment, plan: DocumentPlan) -> tuple[Objective, 
     """
     settings = EvaluatorSettings(import_paths=loaded.config.import_paths)
     return build_evaluator(loaded.fitness, plan, settings).objectives
-
-
-def reference_point_of(objectives: Sequence[Objective]) -> tuple[float, ...]:
-    """The corner from which hypervolume is measured: zero everywhere, none when a metric is to be lowered.
-
-    Metrics that are to be raised (accuracy, match, F1) start at zero; a lowered one has no natural worst value.
-    """
-    if all(objective.higher_is_better for objective in objectives):
-        return (0.0,) * len(objectives)
-    return ()
 
 
 def runtime_settings(config: RuntimeConfig) -> RuntimeSettings:

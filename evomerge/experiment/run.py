@@ -15,6 +15,7 @@ from pathlib import Path
 import evomerge
 from evomerge.engine.sources import resolve_source
 from evomerge.evaluation.documents import DocumentPlan, plan_documents
+from evomerge.experiment.cost_objectives import reference_point_of
 from evomerge.experiment.finish import Finish, baseline_jobs
 from evomerge.experiment.load import Experiment, load_experiment
 from evomerge.experiment.prepare import (
@@ -22,7 +23,6 @@ from evomerge.experiment.prepare import (
     describe_run,
     find_objectives,
     logging_to,
-    reference_point_of,
     start_executor,
     start_ray,
 )
@@ -89,7 +89,7 @@ def run(
             time=time.time(),
             seeds={"run": loaded.config.seed},
             objectives=objectives,
-            reference_point=reference_point_of(objectives),
+            reference_point=reference_point_of(objectives, loaded.fitness, loaded.models),
             genes=loaded.space.genes,
             gene_groups={name: tuple(members) for name, members in loaded.space.gene_groups.items()},
         )
