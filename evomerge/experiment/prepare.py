@@ -16,6 +16,7 @@ from evomerge.errors import ResumeRefused
 from evomerge.evaluation.documents import DocumentPlan
 from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 from evomerge.experiment.config import RuntimeConfig
+from evomerge.experiment.cost_objectives import reference_point_of
 from evomerge.experiment.load import CHANGEABLE, Experiment
 from evomerge.experiment.stages import StagedExperiment, load_any
 from evomerge.methods.own_method import source_fingerprint
@@ -65,16 +66,6 @@ def find_objectives(loaded: Experiment, plan: DocumentPlan) -> tuple[Objective, 
     return build_evaluator(loaded.fitness, plan, settings).objectives
 
 
-def reference_point_of(objectives: Sequence[Objective]) -> tuple[float, ...]:
-    """The corner from which hypervolume is measured: zero everywhere, none when a metric is to be lowered.
-
-    Metrics that are to be raised (accuracy, match, F1) start at zero; a lowered one has no natural worst value.
-    """
-    if all(objective.higher_is_better for objective in objectives):
-        return (0.0,) * len(objectives)
-    return ()
-
-
 def first_event(loaded: Experiment, plan: DocumentPlan) -> RunStarted:
     """What the log of a new run begins with.
 
@@ -90,7 +81,7 @@ def first_event(loaded: Experiment, plan: DocumentPlan) -> RunStarted:
         time=time.time(),
         seeds={"run": loaded.config.seed},
         objectives=objectives,
-        reference_point=reference_point_of(objectives),
+        reference_point=reference_point_of(objectives, loaded.fitness, loaded.models),
         genes=loaded.space.genes,
         gene_groups={name: tuple(members) for name, members in loaded.space.gene_groups.items()},
     )
