@@ -20,6 +20,7 @@ from evomerge.experiment.cost_objectives import reference_point_of
 from evomerge.experiment.load import CHANGEABLE, Experiment
 from evomerge.experiment.stages import StagedExperiment, load_any
 from evomerge.methods.own_method import source_fingerprint
+from evomerge.recipes.recipe import Route
 from evomerge.reports.progress import ProgressView
 from evomerge.runtime.build import build_executor
 from evomerge.runtime.early_ray import EarlyRay
@@ -129,9 +130,13 @@ def start_executor(loaded: Experiment, plan: DocumentPlan, population_size: int,
         report=tuple(item.model_dump(mode="json") for item in loaded.report),
         documents=plan.to_json(),
         import_paths=config.import_paths,
-        lanes=loaded.space.num_lanes if isinstance(loaded.space, MakesRoutes) else 0,
+        lanes=max([_space_lanes(loaded), *(len(node.models) for _, node in loaded.stages if isinstance(node, Route))]),
     )
     return build_executor(runtime_settings(config.runtime), worker_plan, max_useful=population_size, early=early)
+
+
+def _space_lanes(loaded: Experiment) -> int:
+    return loaded.space.num_lanes if isinstance(loaded.space, MakesRoutes) else 0
 
 
 def describe_run(loaded: Experiment, plan: DocumentPlan) -> Manifest:

@@ -54,7 +54,7 @@ def test_the_figure_says_what_it_shows() -> None:
     )
     for expected in (
         "candidate 3 <x & y>", "a: 2 hops, ends", "b: 2 hops", "merged: 1 hops", "negative scale",
-        "scale of the stream: -0.5 to 2, output 1.5", "step", "block",
+        "step; scale of the stream -0.5 to 2, output 1.5", "block",
     ):  # fmt: skip
         assert expected in text
     plain = svg(Recipe(Route(MODELS[:2], (Hop("a", 0), Hop("b", 1)), "a"))).decode()
