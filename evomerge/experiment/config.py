@@ -35,6 +35,7 @@ def parse_bytes(value: Any) -> Any:
 
 DurationSeconds = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
 SizeBytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+SizeBytesOrNone = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0)]
 
 
 class Strict(BaseModel):
@@ -140,6 +141,7 @@ class RuntimeConfig(Strict):
     max_attempts: int = Field(default=2, ge=1, le=10)
     address: str | None = None
     state_memory: SizeBytes | None = None
+    prefix_cache: SizeBytesOrNone | None = None
 
     @field_validator("workers", "threads")
     @classmethod

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.engine.merge_to_disk import Progress, merge_to_disk
+from evomerge.engine.merge_to_disk import Progress, Told, merge_to_disk
 from evomerge.errors import UserError
 from evomerge.experiment.load import Experiment, load_experiment
 from evomerge.recipes.recipe import Recipe
@@ -83,7 +83,13 @@ def front_records(state: RunState) -> list[CandidateRecord]:
 
 
 def export(
-    path: str | Path, out: str | Path, candidate: str | int = "best", progress: Progress | None = None
+    path: str | Path,
+    out: str | Path,
+    candidate: str | int = "best",
+    progress: Progress | None = None,
+    form: str = "auto",
+    *,
+    told: Told | None = None,
 ) -> list[Path]:
     """Write a candidate of a run as a checkpoint with a model card.
 
@@ -92,14 +98,21 @@ def export(
         out: new or empty directory; for ``front`` it gets one folder for each member.
         candidate: ``best`` (the winner of a finished run, else the best so far), ``front``, or a candidate's id.
         progress: called with (bytes written, bytes in total).
+        form: ``auto``, ``plain``, ``compact`` or ``mergekit``; but for routes only the first two.
+        told: called with one line on the form that was written and why, where there are several.
 
     Raises:
         UserError: no such run or candidate, or the place cannot be used.
     """
     opened = open_run(path)
     if candidate == "front":
-        return [_export_one(opened, record, Path(out) / f"candidate{record.id}", progress) for record in front(path)]
-    return [_export_one(opened, find_candidate(opened, candidate), Path(out), progress)]
+        chosen = [(record, Path(out) / f"candidate{record.id}") for record in front(path)]
+    else:
+        chosen = [(find_candidate(opened, candidate), Path(out))]
+    return [
+        merge_to_disk(opened.recipe(record), place, progress, _card(opened, record), form=form, told=told)
+        for record, place in chosen
+    ]
 
 
 def project(path: str | Path, storage: str | None = None) -> int:
@@ -173,10 +186,6 @@ def read_summary(run_dir: RunDir) -> dict[str, Any]:
     return found
 
 
-def _export_one(opened: OpenRun, record: CandidateRecord, out: Path, progress: Progress | None) -> Path:
-    return merge_to_disk(opened.recipe(record), out, progress, _card(opened, record))
-
-
 def _card(opened: OpenRun, record: CandidateRecord) -> Mapping[str, Any]:
     """Scores, splits and provenance for the model card."""
     started, run_dir = opened.state.started, opened.run_dir
@@ -184,7 +193,7 @@ def _card(opened: OpenRun, record: CandidateRecord) -> Mapping[str, Any]:
     manifest = load_manifest(run_dir.manifest_path)
     rows = []
     for objective_index, objective in enumerate(started.objectives):
-        row: list[Any] = [objective.name]
+        row: list[Any] = [f"{objective.name} ({objective.unit})" if objective.unit else objective.name]
         for key in (f"c{record.id}", f"validation:c{record.id}", f"held_out:c{record.id}"):
             event = opened.state.outcomes.get(key)
             natural = event.fitness[objective_index] if isinstance(event, Evaluated) else None

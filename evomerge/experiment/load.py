@@ -16,6 +16,7 @@ from evomerge.errors import InvalidInput, Problem, UserError, did_you_mean
 from evomerge.evaluation.fitness_yaml import FitnessConfig, load_fitness, objective_names
 from evomerge.evaluation.python_fitness import add_import_paths
 from evomerge.experiment.config import ExperimentConfig
+from evomerge.experiment.cost_objectives import cost_problems
 from evomerge.experiment.model_facts import ModelFacts, find_model_facts
 from evomerge.experiment.overrides import apply_overrides
 from evomerge.presets import preset_dir
@@ -68,6 +69,11 @@ class Experiment:
     def name(self) -> str:
         """Name of the run."""
         return self.config.name
+
+    @property
+    def models(self) -> tuple[Source, ...]:
+        """The base, where there is one, and the experts."""
+        return (*_given(self.base), *(source for _, source in self.experts))
 
     @property
     def num_objectives(self) -> int:
@@ -161,6 +167,7 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
         models = SpaceModels(base, merged, facts.num_blocks, seed, config.dtype, facts.tensors, shapes, found)
         space = collect(lambda: build_space(space_config, models))
     problems += _optimizer_problems(config, where, space, fitness)
+    problems += cost_problems(config, where, fitness or ())
     if problems:
         raise InvalidInput(problems)
     assert fitness is not None
@@ -269,7 +276,9 @@ def _optimizer_problem(
 
 
 def _is_sample(config: FitnessConfig) -> bool:
-    """Whether the search scores a sample of the split, so that a score is an estimate."""
+    """Whether a score is an estimate: the search scores a sample of the split, or measures time."""
+    if config.cost is not None:
+        return config.cost == "latency"
     return config.documents is not None and config.documents.search.limit is not None
 
 

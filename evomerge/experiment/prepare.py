@@ -16,6 +16,7 @@ from evomerge.errors import ResumeRefused
 from evomerge.evaluation.documents import DocumentPlan
 from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 from evomerge.experiment.config import RuntimeConfig
+from evomerge.experiment.cost_objectives import reference_point_of
 from evomerge.experiment.load import CHANGEABLE, Experiment
 from evomerge.experiment.stages import StagedExperiment, load_any
 from evomerge.methods.own_method import source_fingerprint
@@ -66,16 +67,6 @@ def find_objectives(loaded: Experiment, plan: DocumentPlan) -> tuple[Objective, 
     return build_evaluator(loaded.fitness, plan, settings).objectives
 
 
-def reference_point_of(objectives: Sequence[Objective]) -> tuple[float, ...]:
-    """The corner from which hypervolume is measured: zero everywhere, none when a metric is to be lowered.
-
-    Metrics that are to be raised (accuracy, match, F1) start at zero; a lowered one has no natural worst value.
-    """
-    if all(objective.higher_is_better for objective in objectives):
-        return (0.0,) * len(objectives)
-    return ()
-
-
 def first_event(loaded: Experiment, plan: DocumentPlan) -> RunStarted:
     """What the log of a new run begins with.
 
@@ -91,7 +82,7 @@ def first_event(loaded: Experiment, plan: DocumentPlan) -> RunStarted:
         time=time.time(),
         seeds={"run": loaded.config.seed},
         objectives=objectives,
-        reference_point=reference_point_of(objectives),
+        reference_point=reference_point_of(objectives, loaded.fitness, loaded.models),
         genes=loaded.space.genes,
         gene_groups={name: tuple(members) for name, members in loaded.space.gene_groups.items()},
     )
@@ -103,7 +94,7 @@ def runtime_settings(config: RuntimeConfig) -> RuntimeSettings:
         executor=config.executor, workers=config.workers, gpus_per_worker=config.gpus_per_worker,
         threads=config.threads, dtype=config.dtype, device=config.device, batch_size=config.batch_size,
         deadline_seconds=config.deadline, max_attempts=config.max_attempts, address=config.address,
-        state_memory_bytes=config.state_memory,
+        state_memory_bytes=config.state_memory, prefix_cache_bytes=config.prefix_cache,
     )  # fmt: skip
 
 
