@@ -136,7 +136,8 @@ class BlockMaker:
         self._names = BlockNames(groups.main.architecture)
         self._live_blocks = list(model.get_submodule(stack).children())
         self._shapes: dict[Source, LaneShape] = {}
-        text = self._model.config.get_text_config()
+        config: Any = model.config
+        text = config.get_text_config()
         self.own = LaneShape(block_tables(text), text.num_hidden_layers, self._reference_on_meta)
 
     def shape(self, source: Source) -> LaneShape:

@@ -65,10 +65,11 @@ class SourceConfig(Strict):
 
 
 class ModelsConfig(Strict):
-    """The base (common ancestor) and the experts to merge."""
+    """The base (common ancestor), the experts to merge, and what earlier stages found (name to recipe)."""
 
     base: SourceConfig | None = None
     experts: dict[str, SourceConfig] = Field(min_length=1)
+    stages: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @field_validator("experts", mode="before")
     @classmethod

@@ -3,26 +3,47 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from evomerge.engine.sources import fingerprint
+import evomerge
+from evomerge.engine.sources import fingerprint, resolve_source
 from evomerge.errors import ResumeRefused
 from evomerge.evaluation.documents import DocumentPlan
 from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 from evomerge.experiment.config import RuntimeConfig
 from evomerge.experiment.load import CHANGEABLE, Experiment
+from evomerge.experiment.stages import StagedExperiment, load_any
 from evomerge.methods.own_method import source_fingerprint
+from evomerge.reports.progress import ProgressView
 from evomerge.runtime.build import build_executor
 from evomerge.runtime.early_ray import EarlyRay
 from evomerge.runtime.executor import Executor, WorkerPlan
 from evomerge.runtime.resources import RuntimeSettings
+from evomerge.store.events import RunStarted
 from evomerge.store.manifest import Manifest, build_manifest, compare_manifests, load_manifest
 from evomerge.store.run_dir import RunDir
 from evomerge.terms import Objective
+
+
+def load_with_models(
+    experiment: str | Path, overrides: Sequence[str], view: ProgressView
+) -> Experiment | StagedExperiment:
+    """Read and check an experiment, and fetch the models that are not on this machine.
+
+    Raises:
+        UserError: the experiment cannot work, or a model cannot be fetched.
+    """
+    loaded = load_any(experiment, overrides)
+    absent = [status for status in loaded.sources if not status.ready]
+    for status in absent:
+        view.note(f"{status.source}: {status.message}")
+        resolve_source(status.source)
+    return load_any(experiment, overrides) if absent else loaded
 
 
 @runtime_checkable
@@ -52,6 +73,27 @@ def reference_point_of(objectives: Sequence[Objective]) -> tuple[float, ...]:
     if all(objective.higher_is_better for objective in objectives):
         return (0.0,) * len(objectives)
     return ()
+
+
+def first_event(loaded: Experiment, plan: DocumentPlan) -> RunStarted:
+    """What the log of a new run begins with.
+
+    Raises:
+        UserError: a Python fitness cannot be imported.
+    """
+    assert loaded.space is not None
+    objectives = find_objectives(loaded, plan)
+    return RunStarted(
+        name=loaded.config.name,
+        evomerge=evomerge.__version__,
+        experiment_fingerprint=loaded.fingerprint,
+        time=time.time(),
+        seeds={"run": loaded.config.seed},
+        objectives=objectives,
+        reference_point=reference_point_of(objectives),
+        genes=loaded.space.genes,
+        gene_groups={name: tuple(members) for name, members in loaded.space.gene_groups.items()},
+    )
 
 
 def runtime_settings(config: RuntimeConfig) -> RuntimeSettings:
@@ -109,7 +151,8 @@ def describe_run(loaded: Experiment, plan: DocumentPlan) -> Manifest:
     """
     names = {**({"base": loaded.base} if loaded.base else {}), **dict(loaded.experts)}
     models = {name: fingerprint(source) for name, source in names.items()}
-    named = loaded.resolved["search_space"].get("method", [])
+    space = loaded.resolved["search_space"]
+    named = (space["parameters"] if space["kind"] == "joint" else space).get("method", [])
     own = [name for name in ([named] if isinstance(named, str) else named) if ":" in name]
     methods = {name: source_fingerprint(name) for name in own}
     return build_manifest(loaded.resolved, loaded.fingerprint, models, plan.to_json(), methods=methods)

@@ -14,7 +14,7 @@ from evomerge.errors import InvalidInput, UserError, did_you_mean
 from evomerge.errors import Problem as InputProblem
 from evomerge.search.base import Optimizer, OptimizerSpec, Problem, Setting
 from evomerge.search.gene_box import is_constant
-from evomerge.search.population import cma_population_size, nsga_population_size
+from evomerge.search.population import cma_population_size, ga_population_size, nsga_population_size
 from evomerge.terms import GeneKind
 
 ALL_KINDS = frozenset(GeneKind)
@@ -41,6 +41,20 @@ _NSGA_POPULATION = Setting(
     "auto",
     "candidates of a generation; auto = a tenth of the budget, between 8 and 50",
     low=2,
+)
+_GA_POPULATION = Setting(
+    "population_size",
+    "int_or_auto",
+    "auto",
+    "candidates of a generation; auto = half the budget's square root (several objectives: a tenth of it), 8 to 50",
+    low=2,
+)
+_GA_INITIAL = Setting(
+    "initial",
+    "choice",
+    "initial",
+    "first generation: the space's initial values and mutants of them, random candidates, or half of each",
+    choices=("initial", "random", "half"),
 )
 _CMA_SETTINGS = (
     _CMA_POPULATION,
@@ -198,6 +212,23 @@ _ALL = (
         multi_objective=True,
         paper="Deb and Jain 2014, https://doi.org/10.1109/TEVC.2013.2281535",
     ),
+    OptimizerSpec(
+        name="ga",
+        title="Genetic algorithm with edits of lists, for routes and for genes of every kind",
+        target="evomerge.search.genetic:GeneticAlgorithm",
+        settings=(
+            _GA_POPULATION,
+            Setting("crossover_probability", "float", 0.5, "chance that a child has two parents", low=0, high=1),
+            Setting("mutations", "float", 1.0, "edits of a child's lists, and of its other genes", low=0, high=1000),
+            Setting("tournament", "int", 3, "survivors that compete to be a parent", low=1, high=100),
+            _GA_INITIAL,
+            Setting("crossover_eta", "float", 15.0, "distribution index of the crossover of numbers", low=0, high=1000),
+            Setting("mutation_eta", "float", 20.0, "distribution index of the mutation of numbers", low=0, high=1000),
+        ),
+        gene_kinds=ALL_KINDS,
+        multi_objective=True,
+        paper="Deb et al. 2002, https://doi.org/10.1109/4235.996017; Goldberg et al. 1989, Complex Systems 3(5)",
+    ),
 )
 
 SPECS: dict[str, OptimizerSpec] = {spec.name: spec for spec in _ALL}
@@ -346,6 +377,8 @@ def _budget_problem(spec: OptimizerSpec, settings: Mapping[str, Any], problem: P
         size = cma_population_size(len(problem.genes)) if size == "auto" else size
     elif _NSGA_POPULATION in spec.settings:
         size = nsga_population_size(problem.evaluations) if size == "auto" else size
+    elif _GA_POPULATION in spec.settings:
+        size = ga_population_size(problem.evaluations, problem.num_objectives) if size == "auto" else size
     else:
         return None
     if problem.evaluations is None or problem.evaluations >= size:
