@@ -167,6 +167,27 @@ class DocumentScores:
 
 
 @dataclass(frozen=True)
+class HopCounts:
+    """Work of a route's forward passes, in hops times tokens.
+
+    Attributes:
+        run: done.
+        skipped: spared, because an earlier route began with the same hops.
+    """
+
+    run: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: HopCounts) -> HopCounts:
+        return HopCounts(self.run + other.run, self.skipped + other.skipped)
+
+    @property
+    def share_skipped(self) -> float:
+        """Part of the work that was spared, 0 where there was none to do."""
+        return self.skipped / max(1, self.run + self.skipped)
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What scoring one merged model gave.
 
@@ -176,6 +197,7 @@ class Evaluation:
         metrics: every scalar worth showing, natural direction, keyed ``task/metric,filter``.
         seconds: cost.
         failure: set exactly when there is no fitness.
+        hops: work of a route's forward passes; not recorded, as it depends on what the worker did before.
     """
 
     fitness: tuple[float, ...] = ()
@@ -183,6 +205,7 @@ class Evaluation:
     metrics: Mapping[str, float] = field(default_factory=dict)
     seconds: Seconds = field(default_factory=Seconds)
     failure: Failure | None = None
+    hops: HopCounts = field(default_factory=HopCounts)
 
     @property
     def ok(self) -> bool:

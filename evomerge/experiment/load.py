@@ -20,7 +20,8 @@ from evomerge.experiment.cost_objectives import cost_problems
 from evomerge.experiment.model_facts import ModelFacts, find_model_facts
 from evomerge.experiment.overrides import apply_overrides
 from evomerge.presets import preset_dir
-from evomerge.recipes.recipe import Source
+from evomerge.recipes.recipe import Node, Route, Source
+from evomerge.recipes.recipe_yaml import recipe_from_mapping
 from evomerge.search import base as search
 from evomerge.search.catalogue import SPECS, validate_optimizer
 from evomerge.spaces.joint_config import data_flow_of
@@ -48,6 +49,7 @@ class Experiment:
         resolved: the file with presets written out; what the run directory keeps.
         notes: lines worth telling, for example what would be downloaded.
         depths: number of blocks of the models that are on this machine, by name (``base``, experts).
+        stages: (name, model) of what earlier stages found, in their order.
     """
 
     config: ExperimentConfig
@@ -61,6 +63,12 @@ class Experiment:
     resolved: dict[str, Any]
     notes: tuple[str, ...] = field(default=())
     depths: Mapping[str, int] = field(default_factory=dict)
+    stages: tuple[tuple[str, Node], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.config.name
 
     @property
     def models(self) -> tuple[Source, ...]:
@@ -143,6 +151,7 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
 
     base = config.models.base.source() if config.models.base else None
     experts = tuple((key, item.source()) for key, item in config.models.experts.items())
+    stages = tuple(_found(config, where, problems))
     sources = tuple(describe_source(source) for source in dict.fromkeys([*_given(base), *(s for _, s in experts)]))
     problems += [Problem(f"{where}: models", f"{s.source}: {s.message}") for s in sources if _unusable(s)]
     fitness = collect(lambda: load_fitness(config.fitness, f"{where}: fitness", folder))
@@ -152,8 +161,10 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
     facts = collect(lambda: find_model_facts(base, experts, here, space_config)) or ModelFacts()
     space = None
     if space_config is not None:
-        seed = derive_seed(config.seed, "masks")
-        models = SpaceModels(base, experts, facts.num_blocks, seed, config.dtype, facts.tensors, facts.shapes)
+        found = tuple((name, node) for name, node in stages if not isinstance(node, Route))
+        seed, shapes = derive_seed(config.seed, "masks"), facts.shapes
+        merged = collect(lambda: _merged(config, where, experts, found, space_config)) or experts
+        models = SpaceModels(base, merged, facts.num_blocks, seed, config.dtype, facts.tensors, shapes, found)
         space = collect(lambda: build_space(space_config, models))
     problems += _optimizer_problems(config, where, space, fitness)
     problems += cost_problems(config, where, fitness or ())
@@ -170,9 +181,50 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
         *facts.notes,
         *(f"{s.source}: {s.message}" for s in sources if not s.ready),
     )
-    return Experiment(
-        config, where, base, experts, space, tuple(fitness), tuple(report), sources, resolved, notes, facts.depths
-    )
+    fitnesses = tuple(fitness), tuple(report)
+    return Experiment(config, where, base, experts, space, *fitnesses, sources, resolved, notes, facts.depths, stages)
+
+
+def _found(config: ExperimentConfig, where: str, problems: list[Problem]) -> Iterator[tuple[str, Node]]:
+    """What earlier stages found, by name."""
+    for name, mapping in config.models.stages.items():
+        place = f"{where}: models.stages.{name}"
+        if name in config.models.experts or name == "base":
+            problems.append(Problem(place, "a model has this name already; names of models and stages must differ"))
+        try:
+            yield name, recipe_from_mapping(mapping, place).model
+        except InvalidInput as error:
+            problems.extend(error.problems)
+
+
+def _merged(
+    config: ExperimentConfig,
+    where: str,
+    experts: tuple[tuple[str, Source], ...],
+    found: tuple[tuple[str, Node], ...],
+    space: object,
+) -> tuple[tuple[str, Node], ...]:
+    """The models that a parameter space merges.
+
+    Raises:
+        InvalidInput: a name that no model has, or a space whose models are named in another way.
+    """
+    chosen, known = config.models.merge, {**dict(experts), **dict(found)}
+    if chosen is None:
+        return experts
+    place = f"{where}: models.merge"
+    problems = [
+        Problem(place, f"there is no model {name!r}. {did_you_mean(name, known)}")
+        for name in chosen
+        if name not in known
+    ]
+    if len(set(chosen)) < len(chosen):
+        problems.append(Problem(place, "a model is listed twice"))
+    if data_flow_of(space) is not None:
+        problems.append(Problem(place, "only counts for a parameter space; name the models of a path in its `pool`"))
+    if problems:
+        raise InvalidInput(problems)
+    return tuple((name, known[name]) for name in chosen)
 
 
 def _given(source: Source | None) -> list[Source]:
@@ -234,6 +286,8 @@ def _resolved(
     config: ExperimentConfig, space: dict[str, Any], fitness: Sequence[FitnessConfig], report: Sequence[FitnessConfig]
 ) -> dict[str, Any]:
     mapping = config.model_dump(mode="json", exclude_none=True)
+    if not config.models.stages:
+        del mapping["models"]["stages"]
     mapping["search_space"] = space
     mapping["fitness"] = [item.model_dump(mode="json", exclude_defaults=True) for item in fitness]
     if report:

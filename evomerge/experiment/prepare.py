@@ -3,26 +3,49 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from evomerge.engine.sources import fingerprint
+import evomerge
+from evomerge.engine.sources import fingerprint, resolve_source
 from evomerge.errors import ResumeRefused
 from evomerge.evaluation.documents import DocumentPlan
 from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 from evomerge.experiment.config import RuntimeConfig
+from evomerge.experiment.cost_objectives import reference_point_of
 from evomerge.experiment.load import CHANGEABLE, Experiment
+from evomerge.experiment.stages import StagedExperiment, load_any
 from evomerge.methods.own_method import source_fingerprint
+from evomerge.recipes.recipe import Route
+from evomerge.reports.progress import ProgressView
 from evomerge.runtime.build import build_executor
 from evomerge.runtime.early_ray import EarlyRay
 from evomerge.runtime.executor import Executor, WorkerPlan
 from evomerge.runtime.resources import RuntimeSettings
+from evomerge.store.events import RunStarted
 from evomerge.store.manifest import Manifest, build_manifest, compare_manifests, load_manifest
 from evomerge.store.run_dir import RunDir
 from evomerge.terms import Objective
+
+
+def load_with_models(
+    experiment: str | Path, overrides: Sequence[str], view: ProgressView
+) -> Experiment | StagedExperiment:
+    """Read and check an experiment, and fetch the models that are not on this machine.
+
+    Raises:
+        UserError: the experiment cannot work, or a model cannot be fetched.
+    """
+    loaded = load_any(experiment, overrides)
+    absent = [status for status in loaded.sources if not status.ready]
+    for status in absent:
+        view.note(f"{status.source}: {status.message}")
+        resolve_source(status.source)
+    return load_any(experiment, overrides) if absent else loaded
 
 
 @runtime_checkable
@@ -44,13 +67,34 @@ def find_objectives(loaded: Experiment, plan: DocumentPlan) -> tuple[Objective, 
     return build_evaluator(loaded.fitness, plan, settings).objectives
 
 
+def first_event(loaded: Experiment, plan: DocumentPlan) -> RunStarted:
+    """What the log of a new run begins with.
+
+    Raises:
+        UserError: a Python fitness cannot be imported.
+    """
+    assert loaded.space is not None
+    objectives = find_objectives(loaded, plan)
+    return RunStarted(
+        name=loaded.config.name,
+        evomerge=evomerge.__version__,
+        experiment_fingerprint=loaded.fingerprint,
+        time=time.time(),
+        seeds={"run": loaded.config.seed},
+        objectives=objectives,
+        reference_point=reference_point_of(objectives, loaded.fitness, loaded.models),
+        genes=loaded.space.genes,
+        gene_groups={name: tuple(members) for name, members in loaded.space.gene_groups.items()},
+    )
+
+
 def runtime_settings(config: RuntimeConfig) -> RuntimeSettings:
     """The runtime part of an experiment as the runtime room takes it."""
     return RuntimeSettings(
         executor=config.executor, workers=config.workers, gpus_per_worker=config.gpus_per_worker,
         threads=config.threads, dtype=config.dtype, device=config.device, batch_size=config.batch_size,
         deadline_seconds=config.deadline, max_attempts=config.max_attempts, address=config.address,
-        state_memory_bytes=config.state_memory,
+        state_memory_bytes=config.state_memory, prefix_cache_bytes=config.prefix_cache,
     )  # fmt: skip
 
 
@@ -86,9 +130,13 @@ def start_executor(loaded: Experiment, plan: DocumentPlan, population_size: int,
         report=tuple(item.model_dump(mode="json") for item in loaded.report),
         documents=plan.to_json(),
         import_paths=config.import_paths,
-        lanes=loaded.space.num_lanes if isinstance(loaded.space, MakesRoutes) else 0,
+        lanes=max([_space_lanes(loaded), *(len(node.models) for _, node in loaded.stages if isinstance(node, Route))]),
     )
     return build_executor(runtime_settings(config.runtime), worker_plan, max_useful=population_size, early=early)
+
+
+def _space_lanes(loaded: Experiment) -> int:
+    return loaded.space.num_lanes if isinstance(loaded.space, MakesRoutes) else 0
 
 
 def describe_run(loaded: Experiment, plan: DocumentPlan) -> Manifest:

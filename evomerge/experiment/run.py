@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import evomerge
-from evomerge.engine.sources import resolve_source
 from evomerge.evaluation.documents import DocumentPlan, plan_documents
-from evomerge.experiment.cost_objectives import reference_point_of
 from evomerge.experiment.finish import Finish, baseline_jobs
 from evomerge.experiment.load import Experiment, load_experiment
 from evomerge.experiment.prepare import (
     check_unchanged,
     describe_run,
-    find_objectives,
+    first_event,
+    load_with_models,
     logging_to,
     start_executor,
     start_ray,
@@ -30,6 +29,8 @@ from evomerge.experiment.recorder import SEARCH, RunRecorder
 from evomerge.experiment.replay import replay
 from evomerge.experiment.result import RunResult
 from evomerge.experiment.search_loop import Limits, SearchLoop
+from evomerge.experiment.stage_runs import begin_stages, resume_stages
+from evomerge.experiment.stages import StagedExperiment
 from evomerge.experiment.writing import format_experiment
 from evomerge.files import atomic_write_text
 from evomerge.reports.progress import ProgressView, QuietView
@@ -43,6 +44,7 @@ from evomerge.store.live_projection import LiveProjection
 from evomerge.store.manifest import write_manifest
 from evomerge.store.run_dir import RunDir
 from evomerge.store.run_state import read_state
+from evomerge.store.stage_list import is_staged
 
 
 def run(
@@ -55,7 +57,7 @@ def run(
     """Run an experiment from its file.
 
     Args:
-        experiment: path of a YAML file, or the name of a shipped experiment.
+        experiment: path of a YAML file, or the name of a shipped experiment; its stages run one after the other.
         overrides: ``key.path=value`` changes.
         run_dir: where to write, default ``runs/<name>``.
         overwrite: replace an existing run.
@@ -65,34 +67,24 @@ def run(
         UserError: anything in the experiment that cannot work, before work starts.
     """
     view = view or QuietView()
-    loaded = load_experiment(experiment, overrides)
-    absent = [status for status in loaded.sources if not status.ready]
-    for status in absent:
-        view.note(f"{status.source}: {status.message}")
-        resolve_source(status.source)
-    if absent:  # what could not be checked without them
-        loaded = load_experiment(experiment, overrides)
+    loaded = load_with_models(experiment, overrides, view)
+    path = Path(run_dir or Path("runs") / loaded.name)
+    if isinstance(loaded, StagedExperiment):
+        return begin_stages(loaded, path, view, (begin_run, resume_run), overwrite)
+    return begin_run(loaded, path, view, overwrite)
+
+
+def begin_run(loaded: Experiment, path: Path, view: ProgressView, overwrite: bool = False) -> RunResult:
+    """Run an experiment without stages, or one stage, in a new folder."""
     with ExitStack() as stack:
         early = start_ray(loaded, stack)
         plan = plan_documents([*loaded.fitness, *loaded.report], loaded.config.import_paths)
         manifest = describe_run(loaded, plan)
-        folder = RunDir.create(run_dir or Path("runs") / loaded.config.name, overwrite=overwrite)
+        folder = RunDir.create(path, overwrite=overwrite)
         stack.callback(folder.close)
         atomic_write_text(folder.experiment_path, format_experiment(loaded.resolved))
         write_manifest(folder.manifest_path, manifest)
-        objectives = find_objectives(loaded, plan)
-        assert loaded.space is not None
-        started = RunStarted(
-            name=loaded.config.name,
-            evomerge=evomerge.__version__,
-            experiment_fingerprint=loaded.fingerprint,
-            time=time.time(),
-            seeds={"run": loaded.config.seed},
-            objectives=objectives,
-            reference_point=reference_point_of(objectives, loaded.fitness, loaded.models),
-            genes=loaded.space.genes,
-            gene_groups={name: tuple(members) for name, members in loaded.space.gene_groups.items()},
-        )
+        started = first_event(loaded, plan)
         return _drive(_Opening(loaded, plan, folder, [], started, loaded.problem(), early), view, stack)
 
 
@@ -115,10 +107,17 @@ def resume(
         UserError: there is no run here, or it is in use.
     """
     view = view or QuietView()
+    if is_staged(run_dir):
+        return resume_stages(Path(run_dir), overrides, view, (begin_run, resume_run), expected)
+    stored = RunDir.open(run_dir).experiment_path
+    return resume_run(load_experiment(expected or stored, overrides), Path(run_dir), view)
+
+
+def resume_run(loaded: Experiment, path: Path, view: ProgressView) -> RunResult:
+    """Go on with a run without stages, or with one stage."""
     with ExitStack() as stack:
-        folder = RunDir.open(run_dir, exclusive=True)
+        folder = RunDir.open(path, exclusive=True)
         stack.callback(folder.close)
-        loaded = load_experiment(expected or folder.experiment_path, overrides)
         # Optimizers may size themselves by the budget: a longer budget must not change what the first one asked.
         problem = load_experiment(folder.experiment_path).problem()
         early = start_ray(loaded, stack)

@@ -19,14 +19,15 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         summary: as ``build_summary`` made it.
         console: where to.
     """
-    console.print(_scores(summary))
+    console.print(score_table(summary))
     if summary["comparison"]:
-        console.print(_comparison(summary))
-    for line in _closing_lines(summary):
+        console.print(comparison_table(summary))
+    for line in closing_lines(summary):
         console.print(line, markup=False, highlight=False)
 
 
-def _scores(summary: Mapping[str, Any]) -> Table:
+def score_table(summary: Mapping[str, Any]) -> Table:
+    """Every scored model, best first, on the documents nobody searched where there are any."""
     split = "held_out" if any(row["held_out"] for row in summary["rows"]) else "search"
     title = f"{summary['name']}: scores on {_documents(summary, split)} {split.replace('_', '-')} documents"
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
@@ -53,7 +54,8 @@ def _scores(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _comparison(summary: Mapping[str, Any]) -> Table:
+def comparison_table(summary: Mapping[str, Any]) -> Table:
+    """The winner against each baseline."""
     table = Table(
         title="The winner against each baseline, held-out, paired over documents",
         title_justify="left", header_style="bold", box=None, pad_edge=False,
@@ -69,7 +71,8 @@ def _comparison(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _closing_lines(summary: Mapping[str, Any]) -> list[str]:
+def closing_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What is left to say: the winner, what it cost, and where everything lies."""
     winner = summary["winner"]
     lines = []
     if winner is None:

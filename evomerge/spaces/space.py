@@ -31,7 +31,7 @@ class SpaceModels:
 
     Attributes:
         base: the common ancestor, or None.
-        experts: (name, source) in a fixed order.
+        experts: (name, model) in a fixed order.
         num_blocks: number of blocks, None while no model is on this machine.
         seed: seed of random masks, the same for all candidates (common random numbers).
         dtype: dtype of the merged weights; None or ``auto`` = the base model's own.
@@ -41,7 +41,7 @@ class SpaceModels:
     """
 
     base: Source | None
-    experts: tuple[tuple[str, Source], ...]
+    experts: tuple[tuple[str, Node], ...]
     num_blocks: int | None
     seed: int = 0
     dtype: str | None = None
