@@ -14,6 +14,7 @@ from evomerge.errors import InvalidInput, UserError, did_you_mean
 from evomerge.errors import Problem as InputProblem
 from evomerge.search.base import Optimizer, OptimizerSpec, Problem, Setting
 from evomerge.search.gene_box import is_constant
+from evomerge.search.map_specs import MAP_SPECS
 from evomerge.search.population import cma_population_size, nsga_population_size
 from evomerge.terms import GeneKind
 
@@ -198,6 +199,7 @@ _ALL = (
         multi_objective=True,
         paper="Deb and Jain 2014, https://doi.org/10.1109/TEVC.2013.2281535",
     ),
+    *MAP_SPECS,
 )
 
 SPECS: dict[str, OptimizerSpec] = {spec.name: spec for spec in _ALL}
@@ -230,6 +232,8 @@ def validate_optimizer(name: str, settings: Mapping[str, Any], problem: Problem)
     problems += [_gene_problem(spec, problem), _objective_problem(spec, problem), _size_problem(spec, problem)]
     if not any(problems):
         problems.append(_budget_problem(spec, settings, problem))
+        objections = spec.objections(settings, problem) if spec.objections else ()
+        problems += [SettingProblem(key, message) for key, message in objections]
     return [found for found in problems if found is not None]
 
 
@@ -276,8 +280,14 @@ def _fits(setting: Setting, value: Any) -> bool:
         return isinstance(value, bool)
     if kind == "choice":
         return value in setting.choices
-    numeric = (int,) if kind == "int" else (int, float)
-    if isinstance(value, bool) or not isinstance(value, numeric) or not math.isfinite(value):
+    if kind == "numbers":
+        right = isinstance(value, list | tuple) and len(value) == (setting.count or len(value))
+        return right and all(_is_number(item, setting) for item in value)
+    return _is_number(value, setting, whole=kind == "int")
+
+
+def _is_number(value: Any, setting: Setting, whole: bool = False) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not math.isfinite(value):
         return False
     return (setting.low is None or value >= setting.low) and (setting.high is None or value <= setting.high)
 
@@ -289,6 +299,7 @@ def _expected(setting: Setting) -> str:
         "choice": "one of " + ", ".join(setting.choices),
         "int": "a whole number",
         "float": "a number",
+        "numbers": f"a list of {setting.count or ''} numbers".replace("  ", " "),
     }[kind]
     if kind in ("int", "float"):
         low, high = setting.low, setting.high

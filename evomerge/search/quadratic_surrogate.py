@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evomerge.search.links import LARGEST, Link, possible_links
+from evomerge.search.population import num_unknowns
 from evomerge.terms import Array
 
 NEVER_EXACT = 1e-8  # smallest over largest singular value of a design that determines the quadratic
@@ -26,11 +27,6 @@ MAX_STEPS = 12
 
 class TooFewPoints(ValueError):
     """The points do not determine the quadratic; the message says how many independent ones there are."""
-
-
-def num_unknowns(num_genes: int) -> int:
-    """``(G + 1)(G + 2) / 2``."""
-    return (num_genes + 1) * (num_genes + 2) // 2
 
 
 def quadratic_features(points: Array) -> Array:
@@ -90,18 +86,18 @@ class QuadraticSurrogate:
 
     @property
     def a(self) -> Array:
-        """A ``(G, G)``, symmetric, of points in the unit box."""
+        """The symmetric matrix A ``(G, G)``, for points in the unit box."""
         return 4.0 * self._centred_a
 
     @property
     def b(self) -> Array:
-        """b ``(G,)`` of points in the unit box."""
+        """The vector b ``(G,)``, for points in the unit box."""
         linear: Array = 2.0 * (self.coefficients[1 : self.num_genes + 1] - self._centred_a.sum(axis=1))
         return linear
 
     @property
     def e(self) -> float:
-        """E, the value before the link at the lower corner of the unit box."""
+        """The constant e: the value before the link at the lower corner of the unit box."""
         linear = self.coefficients[1 : self.num_genes + 1]
         return float(self.coefficients[0] - linear.sum() + 0.5 * self._centred_a.sum())
 

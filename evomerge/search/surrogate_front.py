@@ -93,7 +93,7 @@ def spread(fitness: Array, taken: Array, count: int) -> Indices:
 
 
 def reference_directions(num_objectives: int, population_size: int) -> Array:
-    """Das and Dennis points ``(R, M)`` on the simplex, with an inner layer where few divisions leave its inside empty."""
+    """Das and Dennis points ``(R, M)`` on the simplex, with an inner layer where few divisions leave it hollow."""
     if num_objectives == 1:
         return np.ones((1, 1))
     divisions = num_divisions(num_objectives, population_size)
