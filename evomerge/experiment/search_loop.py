@@ -212,7 +212,7 @@ class SearchLoop:
         self._recipes[proposal.index] = recipe
         generation = self.progress.next_generation(self.optimizer.population_size)
         genotype = np.array(proposal.genotype, dtype=np.float64)
-        return Candidate(proposal.index, genotype, recipe.recipe_id, generation, proposal.parent_indices)
+        return Candidate(proposal.index, genotype, recipe.recipe_id, generation, proposal.parent_indices, proposal.note)
 
     def _submit(self, candidate: Candidate) -> None:
         recipe = self._recipes.pop(candidate.id, None) or self.space.decode(candidate.genotype)

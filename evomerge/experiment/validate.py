@@ -13,6 +13,7 @@ from evomerge.evaluation.fitness_yaml import load_fitness
 from evomerge.experiment.load import Experiment, find_experiment, load_experiment
 from evomerge.recipes.recipe_yaml import recipe_from_mapping
 from evomerge.spaces.space_yaml import load_space
+from evomerge.store.run_dir import RunDir
 from evomerge.terms import SPLITS
 from evomerge.yaml_files import read_yaml_mapping
 
@@ -76,6 +77,8 @@ def validate(name: str | Path, overrides: Sequence[str] = (), documents: bool = 
 
 def _validate_experiment(loaded: Experiment, path: Path, documents: bool) -> Validation:
     lines = []
+    if loaded.config.optimizer.warm_start is not None:
+        RunDir.open(loaded.config.optimizer.warm_start)
     if loaded.space is not None:
         lines.append(loaded.space.describe())
     lines.append(

@@ -1,9 +1,9 @@
 """Bayesian MAP: half of the first points go where the quadratics are wrong or unsure, by direction.
 
-Points are seen from the zero corner (every gene at 0, or as near as its range allows) in hyperspherical coordinates; each
-angle in [0, pi/2] is cut into 4 bins with up to 3 genes and 2 with more. A bin's score is the error of the points in it,
-each left out of the fit, plus ``doubt`` times the standard error of the fit there; a softmax of the scores shares the
-next points among the bins, with a radius in [0.2, 0.8] of the way to the far corner (clipped to the box).
+Points are seen from the zero corner (every gene at 0, or as near as its range allows) in hyperspherical coordinates;
+each angle in [0, pi/2] is cut into 4 bins with up to 3 genes and 2 with more. A bin's score is the error of the points
+in it, each left out of the fit, plus ``doubt`` times the standard error of the fit there; a softmax of the scores
+shares the next points among the bins, with a radius in [0.2, 0.8] of the way to the far corner (clipped to the box).
 
 Published (arXiv 2406.07529, code): the same bins, temperature and weight, with the standard deviation of 30 refits that
 replace a fifth of the points in place of the fit's own standard error.
@@ -16,6 +16,7 @@ import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from evomerge.search.base import Problem
 from evomerge.search.front_explorer import PlannedPoint
@@ -87,7 +88,7 @@ class BayesianMap(MapSearch):
             scores[index] = (float(inside.mean()) if len(inside) else typical) + self._doubt * spread
         return scores
 
-    def _bin_of(self, points: Array) -> Array:
+    def _bin_of(self, points: Array) -> npt.NDArray[np.int64]:
         """Index ``(C,)`` of the bin of each point ``(C, G)``."""
         offset = np.abs(points - self._zero)
         numbers = np.zeros(len(points), dtype=np.int64)
@@ -105,7 +106,8 @@ class BayesianMap(MapSearch):
         # Towards the farther end of each range; the zero corner is an end of it where no coefficient is negative.
         far = np.where(self._high - self._zero >= self._zero - self._low, self._high, self._low)
         point = self._zero + rng.uniform(*RADIUS) * direction * (far - self._zero)
-        return np.clip(point, self._low, self._high)
+        inside: Array = np.clip(point, self._low, self._high)
+        return inside
 
     def _fresh(self, index: int, planned: list[Array], rng: np.random.Generator) -> Array:
         for _ in range(MAX_REDRAWS):

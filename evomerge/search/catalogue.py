@@ -170,6 +170,7 @@ _ALL = (
         multi_objective=True,
         max_genes=1000,
         paper="Bergstra et al. 2011; Watanabe 2023, https://arxiv.org/abs/2304.11127",
+        warm_start=True,
     ),
     OptimizerSpec(
         name="gp",
@@ -180,6 +181,7 @@ _ALL = (
         multi_objective=True,
         max_genes=64,
         paper="Ament et al. 2023, https://arxiv.org/abs/2310.20708",
+        warm_start=True,
     ),
     OptimizerSpec(
         name="nsga2",

@@ -167,7 +167,13 @@ MAP_SPECS = (
         title="MAP on two experts at a time, pair by pair, for many experts",
         target="evomerge.search.nested_map:NestedMap",
         settings=(
-            _POPULATION,
+            Setting(
+                "population_size",
+                "int_or_auto",
+                "auto",
+                "candidates between two fits; auto = 4, or the workers if more",
+                low=1,
+            ),
             Setting("pair_points", "int", 20, "candidates of each pair of experts or merges", low=7, high=10_000),
             Setting(
                 "preferences",

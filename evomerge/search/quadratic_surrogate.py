@@ -75,7 +75,8 @@ class QuadraticSurrogate:
             return np.full(len(points), math.nan)
         features = quadratic_features(points)
         slope = self.link.slope(_eta(features, self.coefficients, self.link))
-        return np.abs(slope) * np.sqrt(self.dispersion * np.sum((features @ self.root) ** 2, axis=1))
+        errors: Array = np.abs(slope) * np.sqrt(self.dispersion * np.sum((features @ self.root) ** 2, axis=1))
+        return errors
 
     def draw(self, rng: np.random.Generator) -> QuadraticSurrogate:
         """The same metric with coefficients drawn from their normal approximation (itself without a dispersion)."""
@@ -195,7 +196,8 @@ def _fit(features: Array, values: Array, link: Link, num_genes: int) -> Quadrati
 def _weights(link: Link, eta: Array) -> Array:
     """Weight ``(C,)`` of each point before the link: precision of the metric times the squared slope."""
     weights: Array = link.precision(link.mean(eta)) * link.slope(eta) ** 2
-    return np.maximum(weights, 1e-12 * weights.max())
+    floored: Array = np.maximum(weights, 1e-12 * weights.max())
+    return floored
 
 
 def _eta(features: Array, coefficients: Array, link: Link) -> Array:
@@ -204,9 +206,9 @@ def _eta(features: Array, coefficients: Array, link: Link) -> Array:
 
 
 def _least_squares(features: Array, target: Array, weights: Array) -> Array:
-    scale = np.sqrt(weights)
-    solution: Array = np.linalg.lstsq(scale[:, None] * features, scale * target, rcond=1e-13)[0]
-    return solution
+    scale: Array = np.sqrt(weights)
+    solution = np.linalg.lstsq(scale[:, None] * features, scale * target, rcond=1e-13)[0]
+    return np.asarray(solution, dtype=np.float64)
 
 
 def _score(features: Array, fitness: Array, link: Link, start: Array) -> Array:
