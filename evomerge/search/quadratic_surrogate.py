@@ -23,6 +23,7 @@ from evomerge.terms import Array
 
 NEVER_EXACT = 1e-8  # smallest over largest singular value of a design that determines the quadratic
 MAX_STEPS = 12
+CLEARLY_BETTER = 0.9  # times the error of the more natural link
 
 
 class TooFewPoints(ValueError):
@@ -126,7 +127,7 @@ def fit_quadratic(
         points: ``(C, G)`` in the unit box.
         fitness: ``(C,)`` maximised.
         link: ``auto``, ``sigmoid``, ``softplus`` or ``identity``; of several that can hold the data, ``auto`` takes the
-            one with the smallest leave-one-out error.
+            most natural one, or one with a clearly smaller leave-one-out error.
         num_documents: that each value is the mean of, 0 = unknown.
 
     Raises:
@@ -142,7 +143,11 @@ def fit_quadratic(
     _refuse_deficient(features, points.shape[1])
     links = possible_links(values, link, num_documents)
     fits = [_fit(features, values, candidate, points.shape[1]) for candidate in links]
-    return min(fits, key=lambda fit: fit.error)
+    best, margin = fits[0], 1e-9 * float(np.ptp(values))
+    for other in fits[1:]:
+        if other.error < CLEARLY_BETTER * best.error - margin:
+            best = other
+    return best
 
 
 def determines_quadratic(points: Array) -> bool:
