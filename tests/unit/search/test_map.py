@@ -260,7 +260,7 @@ def test_points_go_where_the_score_is_high() -> None:
 
 
 def test_bayesian_map_samples_where_the_quadratic_is_wrong() -> None:
-    """A metric that is a quadratic except near the first axis: most adaptive points go to directions near it."""
+    """A metric that is a quadratic except near the first axis: the first adaptive points go there."""
     problem = Problem(genes(2), 1, seed=0, evaluations=40)
     optimizer = build_optimizer("bayesian_map", problem, {"num_design": 24, "population_size": 8, "link": "identity"})
     assert isinstance(optimizer, BayesianMap)
@@ -271,7 +271,8 @@ def test_bayesian_map_samples_where_the_quadratic_is_wrong() -> None:
         values = [one.genotype[0] + 3.0 * (one.genotype[1] < 0.2 * one.genotype[0]) for one in batch]
         optimizer.tell([Result(one.index, one.genotype, (float(v),)) for one, v in zip(batch, values)])
     assert len(adaptive) == 16
-    assert max(math.atan2(one.genotype[1], one.genotype[0]) for one in adaptive) < math.pi / 4
+    # The second round goes elsewhere: the quadratic has then been bent towards the first one.
+    assert max(math.atan2(one.genotype[1], one.genotype[0]) for one in adaptive[:8]) < math.pi / 8
     radii = [math.hypot(*one.genotype) for one in adaptive]
     assert min(radii) >= 0.2
     assert max(radii) <= 0.8
