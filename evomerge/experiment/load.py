@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from evomerge.engine.architecture import Architecture
-from evomerge.engine.model_tensors import check_models
 from evomerge.engine.sources import SourceStatus, describe_source
 from evomerge.errors import InvalidInput, Problem, UserError, did_you_mean
 from evomerge.evaluation.fitness_yaml import FitnessConfig, load_fitness, objective_names
 from evomerge.evaluation.python_fitness import add_import_paths
 from evomerge.experiment.config import ExperimentConfig
+from evomerge.experiment.cost_objectives import cost_problems
+from evomerge.experiment.model_facts import ModelFacts, find_model_facts
 from evomerge.experiment.overrides import apply_overrides
 from evomerge.presets import preset_dir
-from evomerge.recipes.recipe import Source
+from evomerge.recipes.recipe import Node, Route, Source
+from evomerge.recipes.recipe_yaml import recipe_from_mapping
 from evomerge.search import base as search
 from evomerge.search.catalogue import SPECS, validate_optimizer
+from evomerge.spaces.joint_config import data_flow_of
 from evomerge.spaces.space import SearchSpace
 from evomerge.spaces.space_yaml import SpaceModels, build_space, load_space
 from evomerge.terms import derive_seed
@@ -46,6 +48,8 @@ class Experiment:
         sources: what is known of each model.
         resolved: the file with presets written out; what the run directory keeps.
         notes: lines worth telling, for example what would be downloaded.
+        depths: number of blocks of the models that are on this machine, by name (``base``, experts).
+        stages: (name, model) of what earlier stages found, in their order.
     """
 
     config: ExperimentConfig
@@ -58,6 +62,18 @@ class Experiment:
     sources: tuple[SourceStatus, ...]
     resolved: dict[str, Any]
     notes: tuple[str, ...] = field(default=())
+    depths: Mapping[str, int] = field(default_factory=dict)
+    stages: tuple[tuple[str, Node], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.config.name
+
+    @property
+    def models(self) -> tuple[Source, ...]:
+        """The base, where there is one, and the experts."""
+        return (*_given(self.base), *(source for _, source in self.experts))
 
     @property
     def num_objectives(self) -> int:
@@ -135,20 +151,23 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
 
     base = config.models.base.source() if config.models.base else None
     experts = tuple((key, item.source()) for key, item in config.models.experts.items())
+    stages = tuple(_found(config, where, problems))
     sources = tuple(describe_source(source) for source in dict.fromkeys([*_given(base), *(s for _, s in experts)]))
     problems += [Problem(f"{where}: models", f"{s.source}: {s.message}") for s in sources if _unusable(s)]
     fitness = collect(lambda: load_fitness(config.fitness, f"{where}: fitness", folder))
     report = collect(lambda: load_fitness(config.report, f"{where}: report", folder)) if config.report else []
     space_config = collect(lambda: load_space(config.search_space, f"{where}: search_space", folder))
-    architecture = collect(lambda: _architecture(sources, base or experts[0][1]))
-    num_blocks = None if architecture is None else architecture.num_blocks
-    tensors = tuple((slot.name, slot.component) for slot in ([] if architecture is None else architecture.slots))
-    note = "" if num_blocks else "block groups are checked once the models are on this machine"
+    here = [status.source for status in sources if status.ready]
+    facts = collect(lambda: find_model_facts(base, experts, here, space_config)) or ModelFacts()
     space = None
     if space_config is not None:
-        models = SpaceModels(base, experts, num_blocks, derive_seed(config.seed, "masks"), config.dtype, tensors)
+        found = tuple((name, node) for name, node in stages if not isinstance(node, Route))
+        seed, shapes = derive_seed(config.seed, "masks"), facts.shapes
+        merged = collect(lambda: _merged(config, where, experts, found, space_config)) or experts
+        models = SpaceModels(base, merged, facts.num_blocks, seed, config.dtype, facts.tensors, shapes, found)
         space = collect(lambda: build_space(space_config, models))
     problems += _optimizer_problems(config, where, space, fitness)
+    problems += cost_problems(config, where, fitness or ())
     if problems:
         raise InvalidInput(problems)
     assert fitness is not None
@@ -157,8 +176,55 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
     resolved = _resolved(
         config, space_config.model_dump(mode="json", exclude_defaults=True, by_alias=True), fitness, report
     )
-    notes = (*([note] if note else []), *(f"{s.source}: {s.message}" for s in sources if not s.ready))
-    return Experiment(config, where, base, experts, space, tuple(fitness), tuple(report), sources, resolved, notes)
+    notes = (
+        *_late_checks(space_config, space, facts),
+        *facts.notes,
+        *(f"{s.source}: {s.message}" for s in sources if not s.ready),
+    )
+    fitnesses = tuple(fitness), tuple(report)
+    return Experiment(config, where, base, experts, space, *fitnesses, sources, resolved, notes, facts.depths, stages)
+
+
+def _found(config: ExperimentConfig, where: str, problems: list[Problem]) -> Iterator[tuple[str, Node]]:
+    """What earlier stages found, by name."""
+    for name, mapping in config.models.stages.items():
+        place = f"{where}: models.stages.{name}"
+        if name in config.models.experts or name == "base":
+            problems.append(Problem(place, "a model has this name already; names of models and stages must differ"))
+        try:
+            yield name, recipe_from_mapping(mapping, place).model
+        except InvalidInput as error:
+            problems.extend(error.problems)
+
+
+def _merged(
+    config: ExperimentConfig,
+    where: str,
+    experts: tuple[tuple[str, Source], ...],
+    found: tuple[tuple[str, Node], ...],
+    space: object,
+) -> tuple[tuple[str, Node], ...]:
+    """The models that a parameter space merges.
+
+    Raises:
+        InvalidInput: a name that no model has, or a space whose models are named in another way.
+    """
+    chosen, known = config.models.merge, {**dict(experts), **dict(found)}
+    if chosen is None:
+        return experts
+    place = f"{where}: models.merge"
+    problems = [
+        Problem(place, f"there is no model {name!r}. {did_you_mean(name, known)}")
+        for name in chosen
+        if name not in known
+    ]
+    if len(set(chosen)) < len(chosen):
+        problems.append(Problem(place, "a model is listed twice"))
+    if data_flow_of(space) is not None:
+        problems.append(Problem(place, "only counts for a parameter space; name the models of a path in its `pool`"))
+    if problems:
+        raise InvalidInput(problems)
+    return tuple((name, known[name]) for name in chosen)
 
 
 def _given(source: Source | None) -> list[Source]:
@@ -169,16 +235,13 @@ def _unusable(status: SourceStatus) -> bool:
     return status.state in ("missing", "zoo_to_build")
 
 
-def _architecture(sources: Sequence[SourceStatus], reference: Source) -> Architecture | None:
-    """What the models have in common, None while the reference is not on this machine.
-
-    Raises:
-        UserError: the models do not fit together, told by tensor and shape.
-    """
-    here = [status.source for status in sources if status.ready]
-    if reference not in here:
-        return None
-    return check_models([reference, *(source for source in here if source != reference)])
+def _late_checks(config: object, space: SearchSpace | None, facts: ModelFacts) -> Iterator[str]:
+    """What can be checked only once the models are on this machine."""
+    if data_flow_of(config) is None:
+        if facts.num_blocks is None:
+            yield "block groups are checked once the models are on this machine"
+    elif space is None:
+        yield "paths are checked once the models are on this machine; give the search space `depths` to check them now"
 
 
 def _optimizer_problems(
@@ -217,7 +280,9 @@ def _optimizer_problem(
 
 
 def _is_sample(config: FitnessConfig) -> bool:
-    """Whether the search scores a sample of the split, so that a score is an estimate."""
+    """Whether a score is an estimate: the search scores a sample of the split, or measures time."""
+    if config.cost is not None:
+        return config.cost == "latency"
     return config.documents is not None and config.documents.search.limit is not None
 
 
@@ -225,6 +290,8 @@ def _resolved(
     config: ExperimentConfig, space: dict[str, Any], fitness: Sequence[FitnessConfig], report: Sequence[FitnessConfig]
 ) -> dict[str, Any]:
     mapping = config.model_dump(mode="json", exclude_none=True)
+    if not config.models.stages:
+        del mapping["models"]["stages"]
     mapping["search_space"] = space
     mapping["fitness"] = [item.model_dump(mode="json", exclude_defaults=True) for item in fitness]
     if report:

@@ -3,27 +3,60 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
-from evomerge.engine.sources import fingerprint
+import evomerge
+from evomerge.engine.sources import fingerprint, resolve_source
 from evomerge.errors import ResumeRefused
 from evomerge.evaluation.documents import DocumentPlan
 from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 from evomerge.evaluation.fitness_yaml import objective_names
 from evomerge.experiment.config import RuntimeConfig
+from evomerge.experiment.cost_objectives import reference_point_of
 from evomerge.experiment.load import CHANGEABLE, Experiment
+from evomerge.experiment.stages import StagedExperiment, load_any
 from evomerge.methods.own_method import source_fingerprint
+from evomerge.recipes.recipe import Route
+from evomerge.reports.progress import ProgressView
 from evomerge.runtime.build import build_executor
 from evomerge.runtime.early_ray import EarlyRay
 from evomerge.runtime.executor import Executor, WorkerPlan
 from evomerge.runtime.resources import RuntimeSettings
 from evomerge.search.base import Problem
+from evomerge.store.events import RunStarted
 from evomerge.store.manifest import Manifest, build_manifest, compare_manifests, load_manifest
 from evomerge.store.run_dir import RunDir
 from evomerge.terms import Objective
+
+
+def load_with_models(
+    experiment: str | Path, overrides: Sequence[str], view: ProgressView
+) -> Experiment | StagedExperiment:
+    """Read and check an experiment, and fetch the models that are not on this machine.
+
+    Raises:
+        UserError: the experiment cannot work, or a model cannot be fetched.
+    """
+    loaded = load_any(experiment, overrides)
+    absent = [status for status in loaded.sources if not status.ready]
+    for status in absent:
+        view.note(f"{status.source}: {status.message}")
+        resolve_source(status.source)
+    return load_any(experiment, overrides) if absent else loaded
+
+
+@runtime_checkable
+class MakesRoutes(Protocol):
+    """A search space whose candidates may be routes."""
+
+    @property
+    def num_lanes(self) -> int:
+        """Sets of blocks that its routes may need beside those of the model that lends the architecture."""
 
 
 def find_objectives(loaded: Experiment, plan: DocumentPlan) -> tuple[Objective, ...]:
@@ -45,14 +78,25 @@ def optimizer_problem(loaded: Experiment, plan: DocumentPlan) -> Problem:
     return replace(problem, num_documents=documents if len(documents) == problem.num_objectives else ())
 
 
-def reference_point_of(objectives: Sequence[Objective]) -> tuple[float, ...]:
-    """The corner from which hypervolume is measured: zero everywhere, none when a metric is to be lowered.
+def first_event(loaded: Experiment, plan: DocumentPlan) -> RunStarted:
+    """What the log of a new run begins with.
 
-    Metrics that are to be raised (accuracy, match, F1) start at zero; a lowered one has no natural worst value.
+    Raises:
+        UserError: a Python fitness cannot be imported.
     """
-    if all(objective.higher_is_better for objective in objectives):
-        return (0.0,) * len(objectives)
-    return ()
+    assert loaded.space is not None
+    objectives = find_objectives(loaded, plan)
+    return RunStarted(
+        name=loaded.config.name,
+        evomerge=evomerge.__version__,
+        experiment_fingerprint=loaded.fingerprint,
+        time=time.time(),
+        seeds={"run": loaded.config.seed},
+        objectives=objectives,
+        reference_point=reference_point_of(objectives, loaded.fitness, loaded.models),
+        genes=loaded.space.genes,
+        gene_groups={name: tuple(members) for name, members in loaded.space.gene_groups.items()},
+    )
 
 
 def runtime_settings(config: RuntimeConfig) -> RuntimeSettings:
@@ -61,7 +105,7 @@ def runtime_settings(config: RuntimeConfig) -> RuntimeSettings:
         executor=config.executor, workers=config.workers, gpus_per_worker=config.gpus_per_worker,
         threads=config.threads, dtype=config.dtype, device=config.device, batch_size=config.batch_size,
         deadline_seconds=config.deadline, max_attempts=config.max_attempts, address=config.address,
-        state_memory_bytes=config.state_memory,
+        state_memory_bytes=config.state_memory, prefix_cache_bytes=config.prefix_cache,
     )  # fmt: skip
 
 
@@ -97,8 +141,13 @@ def start_executor(loaded: Experiment, plan: DocumentPlan, population_size: int,
         report=tuple(item.model_dump(mode="json") for item in loaded.report),
         documents=plan.to_json(),
         import_paths=config.import_paths,
+        lanes=max([_space_lanes(loaded), *(len(node.models) for _, node in loaded.stages if isinstance(node, Route))]),
     )
     return build_executor(runtime_settings(config.runtime), worker_plan, max_useful=population_size, early=early)
+
+
+def _space_lanes(loaded: Experiment) -> int:
+    return loaded.space.num_lanes if isinstance(loaded.space, MakesRoutes) else 0
 
 
 def describe_run(loaded: Experiment, plan: DocumentPlan) -> Manifest:
@@ -109,7 +158,8 @@ def describe_run(loaded: Experiment, plan: DocumentPlan) -> Manifest:
     """
     names = {**({"base": loaded.base} if loaded.base else {}), **dict(loaded.experts)}
     models = {name: fingerprint(source) for name, source in names.items()}
-    named = loaded.resolved["search_space"].get("method", [])
+    space = loaded.resolved["search_space"]
+    named = (space["parameters"] if space["kind"] == "joint" else space).get("method", [])
     own = [name for name in ([named] if isinstance(named, str) else named) if ":" in name]
     methods = {name: source_fingerprint(name) for name in own}
     return build_manifest(loaded.resolved, loaded.fingerprint, models, plan.to_json(), methods=methods)

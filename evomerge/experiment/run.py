@@ -13,17 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import evomerge
-from evomerge.engine.sources import resolve_source
 from evomerge.evaluation.documents import DocumentPlan, plan_documents
 from evomerge.experiment.finish import Finish, baseline_jobs
 from evomerge.experiment.load import Experiment, load_experiment
 from evomerge.experiment.prepare import (
     check_unchanged,
     describe_run,
-    find_objectives,
+    first_event,
+    load_with_models,
     logging_to,
     optimizer_problem,
-    reference_point_of,
     start_executor,
     start_ray,
 )
@@ -31,6 +30,8 @@ from evomerge.experiment.recorder import SEARCH, RunRecorder
 from evomerge.experiment.replay import know, replay
 from evomerge.experiment.result import RunResult
 from evomerge.experiment.search_loop import Limits, SearchLoop
+from evomerge.experiment.stage_runs import begin_stages, resume_stages
+from evomerge.experiment.stages import StagedExperiment
 from evomerge.experiment.warm_start import load_warm_start
 from evomerge.experiment.writing import format_experiment
 from evomerge.files import atomic_write_text
@@ -45,6 +46,7 @@ from evomerge.store.live_projection import LiveProjection
 from evomerge.store.manifest import write_manifest
 from evomerge.store.run_dir import RunDir
 from evomerge.store.run_state import read_state
+from evomerge.store.stage_list import is_staged
 
 
 def run(
@@ -57,7 +59,7 @@ def run(
     """Run an experiment from its file.
 
     Args:
-        experiment: path of a YAML file, or the name of a shipped experiment.
+        experiment: path of a YAML file, or the name of a shipped experiment; its stages run one after the other.
         overrides: ``key.path=value`` changes.
         run_dir: where to write, default ``runs/<name>``.
         overwrite: replace an existing run.
@@ -67,35 +69,25 @@ def run(
         UserError: anything in the experiment that cannot work, before work starts.
     """
     view = view or QuietView()
-    loaded = load_experiment(experiment, overrides)
-    for status in loaded.sources:
-        if not status.ready:
-            view.note(f"{status.source}: {status.message}")
-            resolve_source(status.source)
-    if loaded.space is None:
-        loaded = load_experiment(experiment, overrides)
+    loaded = load_with_models(experiment, overrides, view)
+    path = Path(run_dir or Path("runs") / loaded.name)
+    if isinstance(loaded, StagedExperiment):
+        return begin_stages(loaded, path, view, (begin_run, resume_run), overwrite)
+    return begin_run(loaded, path, view, overwrite)
+
+
+def begin_run(loaded: Experiment, path: Path, view: ProgressView, overwrite: bool = False) -> RunResult:
+    """Run an experiment without stages, or one stage, in a new folder."""
     with ExitStack() as stack:
         early = start_ray(loaded, stack)
         plan = plan_documents([*loaded.fitness, *loaded.report], loaded.config.import_paths)
         manifest = describe_run(loaded, plan)
-        known = load_warm_start(loaded, plan, manifest)
-        folder = RunDir.create(run_dir or Path("runs") / loaded.config.name, overwrite=overwrite)
+        known = load_warm_start(loaded, plan)
+        folder = RunDir.create(path, overwrite=overwrite)
         stack.callback(folder.close)
         atomic_write_text(folder.experiment_path, format_experiment(loaded.resolved))
         write_manifest(folder.manifest_path, manifest)
-        objectives = find_objectives(loaded, plan)
-        assert loaded.space is not None
-        started = RunStarted(
-            name=loaded.config.name,
-            evomerge=evomerge.__version__,
-            experiment_fingerprint=loaded.fingerprint,
-            time=time.time(),
-            seeds={"run": loaded.config.seed},
-            objectives=objectives,
-            reference_point=reference_point_of(objectives),
-            genes=loaded.space.genes,
-            gene_groups={name: tuple(members) for name, members in loaded.space.gene_groups.items()},
-        )
+        started = first_event(loaded, plan)
         problem = optimizer_problem(loaded, plan)
         return _drive(_Opening(loaded, plan, folder, [], started, problem, early, known), view, stack)
 
@@ -119,10 +111,17 @@ def resume(
         UserError: there is no run here, or it is in use.
     """
     view = view or QuietView()
+    if is_staged(run_dir):
+        return resume_stages(Path(run_dir), overrides, view, (begin_run, resume_run), expected)
+    stored = RunDir.open(run_dir).experiment_path
+    return resume_run(load_experiment(expected or stored, overrides), Path(run_dir), view)
+
+
+def resume_run(loaded: Experiment, path: Path, view: ProgressView) -> RunResult:
+    """Go on with a run without stages, or with one stage."""
     with ExitStack() as stack:
-        folder = RunDir.open(run_dir, exclusive=True)
+        folder = RunDir.open(path, exclusive=True)
         stack.callback(folder.close)
-        loaded = load_experiment(expected or folder.experiment_path, overrides)
         # Optimizers may size themselves by the budget: a longer budget must not change what the first one asked.
         first = load_experiment(folder.experiment_path)
         early = start_ray(loaded, stack)
@@ -132,8 +131,7 @@ def resume(
             view.note(f"changed since the start: {line}")
         events = folder.event_log().read()
         problem = optimizer_problem(first, plan)
-        is_told = any(isinstance(event, WarmStarted) for event in events)
-        known = None if is_told else load_warm_start(loaded, plan, describe_run(loaded, plan))
+        known = load_warm_start(loaded, plan, events)
         resumed = Resumed(time.time(), evomerge.__version__, warnings)
         return _drive(_Opening(loaded, plan, folder, events, resumed, problem, early, known), view, stack)
 
@@ -173,12 +171,10 @@ def _drive(opening: _Opening, view: ProgressView, stack: ExitStack) -> RunResult
     progress.elapsed_seconds = state.elapsed_seconds
     if not exact:
         view.note("this machine computes other bits than the one the run began on; going on with what was evaluated")
-    opened: list[Event] = [opening.event]
     if opening.known is not None:
         know(optimizer, opening.known, told)
-        opened.append(opening.known)
         view.note(f"{len(opening.known.genotypes)} evaluations taken over from {opening.known.run}")
-    log.append(*opened)
+    log.append(opening.event, *([opening.known] if opening.known else []))
     projection = LiveProjection(config.storage or folder.study_path, state.started, state)
     stack.callback(projection.close)
     recorder = RunRecorder(

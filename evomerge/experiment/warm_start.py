@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from evomerge.errors import UserError
 from evomerge.evaluation.documents import DocumentPlan
 from evomerge.experiment.load import Experiment
-from evomerge.experiment.prepare import find_objectives
-from evomerge.store.events import WarmStarted
+from evomerge.experiment.prepare import describe_run, find_objectives
+from evomerge.store.events import Event, WarmStarted
 from evomerge.store.manifest import Manifest, load_manifest
 from evomerge.store.run_dir import RunDir
 from evomerge.store.run_state import RunState, read_state
@@ -19,23 +20,23 @@ from evomerge.terms import Gene, Objective
 HARMLESS = ("documents", "weight", "batch_size", "include_path", "drop_duplicates", "allow_test_split")
 
 
-def load_warm_start(loaded: Experiment, plan: DocumentPlan, manifest: Manifest) -> WarmStarted | None:
-    """What ``optimizer.warm_start`` names, None where it names nothing.
+def load_warm_start(loaded: Experiment, plan: DocumentPlan, events: Sequence[Event] = ()) -> WarmStarted | None:
+    """What ``optimizer.warm_start`` names, None where it names nothing or the log holds it already.
 
     Args:
         loaded: the new experiment.
         plan: its documents.
-        manifest: of the run that would start now.
+        events: the log so far.
 
     Raises:
         UserError: there is no such run, it has evaluated nothing, or it scored other things; the message lists what
             differs.
     """
     path = loaded.config.optimizer.warm_start
-    if path is None:
+    if path is None or any(isinstance(event, WarmStarted) for event in events):
         return None
     where = f"{loaded.where}: optimizer.warm_start"
-    folder = RunDir.open(path)
+    folder, manifest = RunDir.open(path), describe_run(loaded, plan)
     old, state = load_manifest(folder.manifest_path), read_state(folder.event_log().read())
     objectives = find_objectives(loaded, plan)
     differences = [

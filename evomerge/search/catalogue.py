@@ -5,7 +5,6 @@ A new optimizer is one file with an ``Optimizer`` subclass and one entry here; t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -15,7 +14,8 @@ from evomerge.errors import Problem as InputProblem
 from evomerge.search.base import Optimizer, OptimizerSpec, Problem, Setting
 from evomerge.search.gene_box import is_constant
 from evomerge.search.map_specs import MAP_SPECS
-from evomerge.search.population import cma_population_size, nsga_population_size
+from evomerge.search.population import cma_population_size, ga_population_size, nsga_population_size
+from evomerge.search.setting_values import expected_of, fits
 from evomerge.terms import GeneKind
 
 ALL_KINDS = frozenset(GeneKind)
@@ -42,6 +42,20 @@ _NSGA_POPULATION = Setting(
     "auto",
     "candidates of a generation; auto = a tenth of the budget, between 8 and 50",
     low=2,
+)
+_GA_POPULATION = Setting(
+    "population_size",
+    "int_or_auto",
+    "auto",
+    "candidates of a generation; auto = half the budget's square root (several objectives: a tenth of it), 8 to 50",
+    low=2,
+)
+_GA_INITIAL = Setting(
+    "initial",
+    "choice",
+    "initial",
+    "first generation: the space's initial values and mutants of them, random candidates, or half of each",
+    choices=("initial", "random", "half"),
 )
 _CMA_SETTINGS = (
     _CMA_POPULATION,
@@ -201,6 +215,23 @@ _ALL = (
         multi_objective=True,
         paper="Deb and Jain 2014, https://doi.org/10.1109/TEVC.2013.2281535",
     ),
+    OptimizerSpec(
+        name="ga",
+        title="Genetic algorithm with edits of lists, for routes and for genes of every kind",
+        target="evomerge.search.genetic:GeneticAlgorithm",
+        settings=(
+            _GA_POPULATION,
+            Setting("crossover_probability", "float", 0.5, "chance that a child has two parents", low=0, high=1),
+            Setting("mutations", "float", 1.0, "edits of a child's lists, and of its other genes", low=0, high=1000),
+            Setting("tournament", "int", 3, "survivors that compete to be a parent", low=1, high=100),
+            _GA_INITIAL,
+            Setting("crossover_eta", "float", 15.0, "distribution index of the crossover of numbers", low=0, high=1000),
+            Setting("mutation_eta", "float", 20.0, "distribution index of the mutation of numbers", low=0, high=1000),
+        ),
+        gene_kinds=ALL_KINDS,
+        multi_objective=True,
+        paper="Deb et al. 2002, https://doi.org/10.1109/4235.996017; Goldberg et al. 1989, Complex Systems 3(5)",
+    ),
     *MAP_SPECS,
 )
 
@@ -267,49 +298,10 @@ def _setting_problem(spec: OptimizerSpec, key: str, value: Any) -> SettingProble
     if setting is None:
         known = [one.name for one in spec.settings]
         return SettingProblem(where, f"{spec.name} has no setting {key!r}. {did_you_mean(str(key), known)}")
-    expected = _expected(setting)
-    if not _fits(setting, value):
+    expected = expected_of(setting)
+    if not fits(setting, value):
         return SettingProblem(where, f"expected {expected}, got {value!r}")
     return None
-
-
-def _fits(setting: Setting, value: Any) -> bool:
-    """Whether a value has the setting's type and lies in its range."""
-    kind, _, auto = setting.kind.partition("_or_")
-    if auto and value == "auto":
-        return True
-    if kind == "bool":
-        return isinstance(value, bool)
-    if kind == "choice":
-        return value in setting.choices
-    if kind == "numbers":
-        right = isinstance(value, list | tuple) and len(value) == (setting.count or len(value))
-        return right and all(_is_number(item, setting) for item in value)
-    return _is_number(value, setting, whole=kind == "int")
-
-
-def _is_number(value: Any, setting: Setting, whole: bool = False) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not math.isfinite(value):
-        return False
-    return (setting.low is None or value >= setting.low) and (setting.high is None or value <= setting.high)
-
-
-def _expected(setting: Setting) -> str:
-    kind, _, auto = setting.kind.partition("_or_")
-    text = {
-        "bool": "true or false",
-        "choice": "one of " + ", ".join(setting.choices),
-        "int": "a whole number",
-        "float": "a number",
-        "numbers": f"a list of {setting.count or ''} numbers".replace("  ", " "),
-    }[kind]
-    if kind in ("int", "float"):
-        low, high = setting.low, setting.high
-        if low is not None and high is not None:
-            text += f" from {low:g} to {high:g}"
-        elif low is not None:
-            text += f" of at least {low:g}"
-    return text + " or auto" if auto else text
 
 
 def _gene_problem(spec: OptimizerSpec, problem: Problem) -> SettingProblem | None:
@@ -359,6 +351,8 @@ def _budget_problem(spec: OptimizerSpec, settings: Mapping[str, Any], problem: P
         size = cma_population_size(len(problem.genes)) if size == "auto" else size
     elif _NSGA_POPULATION in spec.settings:
         size = nsga_population_size(problem.evaluations) if size == "auto" else size
+    elif _GA_POPULATION in spec.settings:
+        size = ga_population_size(problem.evaluations, problem.num_objectives) if size == "auto" else size
     else:
         return None
     if problem.evaluations is None or problem.evaluations >= size:
