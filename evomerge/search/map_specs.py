@@ -124,13 +124,13 @@ def _nested_objections(settings: Mapping[str, Any], problem: Problem) -> Iterato
             "budget.evaluations",
             (
                 f"{problem.evaluations} evaluations are fewer than {len(groups)} experts and one pair take ({first}); "
-                f"the whole tree takes {nested_evaluations(len(groups), first - len(groups))}"
+                f"the whole tree takes up to {nested_evaluations(len(groups), first - len(groups))}"
             ),
         )
 
 
 def nested_evaluations(num_experts: int, pair_points: int) -> int:
-    """Evaluations of the whole tree: every expert, then for each pair its points and the chosen one."""
+    """Most evaluations of the whole tree: every expert, then for each pair its points and the chosen one."""
     return num_experts + (num_experts - 1) * (pair_points + 1)
 
 

@@ -99,6 +99,7 @@ class NestedMap(Optimizer):
         self._groups = list(expert_genes(problem.genes).values())
         self._experts = deque(range(len(self._groups)))
         self._measured: dict[int, float | None] = {}
+        self._told: dict[bytes, tuple[float, ...]] = {}  # by genotype
         self._nodes: list[Node] = []
         self._pair: tuple[Node, Node] | None = None
         self._explorer: FrontExplorer | None = None
@@ -183,6 +184,8 @@ class NestedMap(Optimizer):
 
     def _take_in(self, returned: Returned[Errand]) -> None:
         errand, fitness = returned.memory, returned.fitness
+        if fitness is not None:
+            self._told[returned.genotype.tobytes()] = fitness
         if errand.expert is not None:
             weights = self._weights_of((errand.expert,))
             self._measured[errand.expert] = None if fitness is None else float(weights @ np.array(fitness))
@@ -211,7 +214,14 @@ class NestedMap(Optimizer):
         )
         corners = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [1.0, 1.0]])
         points, self._sobol = design(corners, low, high, self._pair_points, seed)
-        self._first = deque(points)
+        self._first.clear()
+        for point in points:  # experts and merges that were evaluated before need not be again
+            fitness = self._told.get(self._genotype_of(point).tobytes())
+            if fitness is None:
+                self._first.append(point)
+            else:
+                self._explorer.take(point)
+                self._explorer.learn(point, fitness)
         self._planned.clear()
 
     def _weights_of(self, experts: tuple[int, ...]) -> Array:

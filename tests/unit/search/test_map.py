@@ -305,6 +305,8 @@ def test_nested_map_pairs_and_follows_the_preferences() -> None:
         assert isinstance(optimizer, NestedMap)
         asked, values = search(optimizer, Skills(), 88)
         assert optimizer.is_complete
+        plain = [one for one in asked if "chosen" not in one.note]  # a choice may be a point of its pair
+        assert len({one.genotype.tobytes() for one in plain}) == len(plain)
         chosen = [one.index for one in asked if "chosen" in one.note]
         assert [one.note["pair"] for one in asked if "chosen" in one.note] == [0, 1, 2]
         found[label] = values[chosen[-1]]
@@ -349,4 +351,4 @@ def test_what_does_not_fit_nested_map_is_told() -> None:
     assert "searches coefficient, density" in first((*genes(2), Gene("density/e0"), Gene("density/e1")))
     assert "'coefficient/e0' goes from 0.1 to 1" in first(genes(2, 0.1, 1.0))
     assert "expected 2 numbers" in first(genes(3), {"preferences": [1, 2, 3]})
-    assert "the whole tree takes 45" in first(genes(3), evaluations=20)
+    assert "the whole tree takes up to 45" in first(genes(3), evaluations=20)
