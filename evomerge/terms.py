@@ -76,16 +76,44 @@ class Objective:
     """One named quantity of the fitness. Fitness values are always maximised inside evomerge.
 
     ``higher_is_better`` is the natural direction of the metric: where it is False the fitness holds the negated metric,
-    and reports turn it back.
+    and reports turn it back. ``weight`` is its share in weighted sums, 0 where it is in a unit of its own. ``unit`` is
+    what natural values are counted in, empty for plain scores.
     """
 
     name: str
     higher_is_better: bool = True
     weight: float = 1.0
+    unit: str = ""
 
     def natural(self, fitness: float) -> float:
         """The metric as its task reports it."""
         return fitness if self.higher_is_better else -fitness
+
+
+def with_unit(value: float, unit: str, decimals: int = 4) -> str:
+    """A natural value for a person: ``0.4375``, ``12 hops``, ``134.5M parameters``, ``23.41 ms``."""
+    if not unit:
+        return f"{value:.{decimals}f}"
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / min(size, 1e3 if prefix == 'k' else size):.1f}{prefix} {unit}"
+    return f"{value:,.0f} {unit}" if value == round(value) else f"{value:.2f} {unit}"
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """What one merged model needs, whatever its weights are.
+
+    Attributes:
+        num_hops: blocks that run in one forward, repeated ones as often as they run.
+        num_parameters: weights it holds: every block that runs once, everything outside the blocks, tied weights once.
+        flops_per_token: 2 for each multiply-add of the matrices one token runs through, the head included, and of
+            attention scores over a stated number of positions.
+    """
+
+    num_hops: int
+    num_parameters: int
+    flops_per_token: float
 
 
 class FailureKind(StrEnum):

@@ -35,6 +35,7 @@ def command(
     from evomerge.experiment.evaluating import evaluate
     from evomerge.runtime.resources import RuntimeSettings
     from evomerge.store.stage_list import has_run, stage_path
+    from evomerge.terms import with_unit
 
     if stage is not None or has_run(model):
         model = str(stage_path(model, stage))
@@ -59,8 +60,8 @@ def command(
     for objective in scored.objectives:
         interval = scored.intervals.get(objective.name)
         text = f"{interval.low:.3f} to {interval.high:.3f}" if interval else "-"
-        score = objective.natural(values[objective.name])
-        shown.add_row(objective.name, f"{score:.4f}", text, str(counts.get(objective.name, "-")))
+        score = with_unit(objective.natural(values[objective.name]), objective.unit)
+        shown.add_row(objective.name, score, text, str(counts.get(objective.name, "-")))
     stdout.print(shown)
     cost = scored.evaluation.seconds
     stdout.print(f"merge {cost.merge:.2f} s, forward {cost.forward:.2f} s, metric {cost.metric:.2f} s", highlight=False)

@@ -25,6 +25,7 @@ def command(
     """Show the non-dominated candidates of a run, also while it goes on."""
     from evomerge.experiment.inspecting import choose, front, open_run
     from evomerge.store.stage_list import stage_path
+    from evomerge.terms import with_unit
 
     run = stage_path(run, stage)
     started = open_run(run).state.started
@@ -61,7 +62,7 @@ def command(
         )
         for record, values, marked in rows:
             style = "bold" if marked else ""
-            cells = [f"{value:.4f}" for value in values]
+            cells = [with_unit(value, objective.unit) for value, objective in zip(values, started.objectives)]
             shown.add_row(str(record.id), *cells, record.asked.recipe_id, style=style)
         stdout.print(shown)
 

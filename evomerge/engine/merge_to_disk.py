@@ -50,7 +50,7 @@ def merge_to_disk(
     form: str = "plain",
     told: Told | None = None,
 ) -> Path:
-    """Write the recipe's model as sharded safetensors with configuration, tokenizer, recipe, card; gives the place.
+    """Write the recipe's model as sharded safetensors with configuration, tokenizer, recipe and model card.
 
     The weights are bit for bit those of a live model after ``apply(recipe)``, but for scales of routes, which are
     folded into them; ``from_pretrained`` loads them. A merge that was killed goes on where it was when it is started
@@ -65,6 +65,9 @@ def merge_to_disk(
         hash_kind: what is hashed for the sources' fingerprints in the recipe file: ``headers`` or ``full`` contents.
         form: ``plain``, ``compact``, ``mergekit`` (no weights) or ``auto``, see ``export_forms``.
         told: called with one line on the form that is written and why, where there are several.
+
+    Returns:
+        The directory.
 
     Raises:
         UserError: the place is taken or in use, the disk is too small, or models are missing or do not fit.
@@ -84,18 +87,26 @@ def merge_to_disk(
     if told is not None and plan.reason:
         told(f"{plan.form}: {plan.reason}")
     units = plan.units()
-    entries = [entry for unit in units for entry in unit.entries]
-    shards = plan_shards(entries, shard_bytes, _stem(reference, models))
+    shards = plan_shards([entry for unit in units for entry in unit.entries], shard_bytes, _stem(reference, models))
     with output_directory(out_dir, merge_identity(recipe, shards), shards) as output:
         writer = ShardWriter(output.path, shards, output.kept, output.record)
         try:
             _write_weights(plan, units, writer, progress)
         finally:
             writer.close()
-        _write_files(plan, template, output.path)
+        _write_beside_weights(plan, reference, output.path, template)
         about = {**(card or {}), **({"form": plan.note} if plan.note else {})}
         _write_recipe(recipe, models, output.path, (out_dir.name, about, hash_kind))
     return out_dir
+
+
+def _write_beside_weights(plan: ExportPlan, reference: ModelTensors, directory: Path, template: str | None) -> None:
+    """Configuration, tokenizer and whatever else a model's directory holds."""
+    if plan.models.architecture.model_type == FILES_ONLY:
+        copy_other_files(reference.directory, directory)
+    else:
+        write_side_files(reference.directory, directory, plan.models.tokens, template)
+        _write_config(plan, reference, directory)
 
 
 def _write_mergekit(recipe: Recipe, out_dir: Path, card: Mapping[str, Any] | None, hash_kind: str) -> Path:
@@ -194,16 +205,6 @@ def _merger(recipe: Recipe, models: OpenModels, threads: TensorThreads) -> Tenso
     from evomerge.engine.parity_merge import ParityMerger
 
     return ParityMerger(models, recipe.compute_dtype)
-
-
-def _write_files(plan: ExportPlan, template: str | None, directory: Path) -> None:
-    """Everything but weights, recipe and model card."""
-    models, reference = plan.models, plan.models.get(plan.recipe.reference)
-    if models.architecture.model_type == FILES_ONLY:
-        copy_other_files(reference.directory, directory)
-    else:
-        write_side_files(reference.directory, directory, models.tokens, template)
-        _write_config(plan, reference, directory)
 
 
 def _write_config(plan: ExportPlan, reference: ModelTensors, directory: Path) -> None:

@@ -65,11 +65,15 @@ class SourceConfig(Strict):
 
 
 class ModelsConfig(Strict):
-    """The base (common ancestor), the experts to merge, and what earlier stages found (name to recipe)."""
+    """The base (common ancestor), the experts to merge, and what earlier stages found (name to recipe).
+
+    ``merge`` names those experts and stages that a parameter space merges; None = all experts.
+    """
 
     base: SourceConfig | None = None
     experts: dict[str, SourceConfig] = Field(min_length=1)
     stages: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    merge: list[str] | None = Field(default=None, min_length=1)
 
     @field_validator("experts", mode="before")
     @classmethod

@@ -193,7 +193,7 @@ def _card(opened: OpenRun, record: CandidateRecord) -> Mapping[str, Any]:
     manifest = load_manifest(run_dir.manifest_path)
     rows = []
     for objective_index, objective in enumerate(started.objectives):
-        row: list[Any] = [objective.name]
+        row: list[Any] = [f"{objective.name} ({objective.unit})" if objective.unit else objective.name]
         for key in (f"c{record.id}", f"validation:c{record.id}", f"held_out:c{record.id}"):
             event = opened.state.outcomes.get(key)
             natural = event.fitness[objective_index] if isinstance(event, Evaluated) else None

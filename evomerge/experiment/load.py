@@ -16,6 +16,7 @@ from evomerge.errors import InvalidInput, Problem, UserError, did_you_mean
 from evomerge.evaluation.fitness_yaml import FitnessConfig, load_fitness, objective_names
 from evomerge.evaluation.python_fitness import add_import_paths
 from evomerge.experiment.config import ExperimentConfig
+from evomerge.experiment.cost_objectives import cost_problems
 from evomerge.experiment.model_facts import ModelFacts, find_model_facts
 from evomerge.experiment.overrides import apply_overrides
 from evomerge.presets import preset_dir
@@ -68,6 +69,11 @@ class Experiment:
     def name(self) -> str:
         """Name of the run."""
         return self.config.name
+
+    @property
+    def models(self) -> tuple[Source, ...]:
+        """The base, where there is one, and the experts."""
+        return (*_given(self.base), *(source for _, source in self.experts))
 
     @property
     def num_objectives(self) -> int:
@@ -157,9 +163,11 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
     if space_config is not None:
         found = tuple((name, node) for name, node in stages if not isinstance(node, Route))
         seed, shapes = derive_seed(config.seed, "masks"), facts.shapes
-        models = SpaceModels(base, experts, facts.num_blocks, seed, config.dtype, facts.tensors, shapes, found)
+        merged = collect(lambda: _merged(config, where, experts, found, space_config)) or experts
+        models = SpaceModels(base, merged, facts.num_blocks, seed, config.dtype, facts.tensors, shapes, found)
         space = collect(lambda: build_space(space_config, models))
     problems += _optimizer_problems(config, where, space, fitness)
+    problems += cost_problems(config, where, fitness or ())
     if problems:
         raise InvalidInput(problems)
     assert fitness is not None
@@ -187,6 +195,36 @@ def _found(config: ExperimentConfig, where: str, problems: list[Problem]) -> Ite
             yield name, recipe_from_mapping(mapping, place).model
         except InvalidInput as error:
             problems.extend(error.problems)
+
+
+def _merged(
+    config: ExperimentConfig,
+    where: str,
+    experts: tuple[tuple[str, Source], ...],
+    found: tuple[tuple[str, Node], ...],
+    space: object,
+) -> tuple[tuple[str, Node], ...]:
+    """The models that a parameter space merges.
+
+    Raises:
+        InvalidInput: a name that no model has, or a space whose models are named in another way.
+    """
+    chosen, known = config.models.merge, {**dict(experts), **dict(found)}
+    if chosen is None:
+        return experts
+    place = f"{where}: models.merge"
+    problems = [
+        Problem(place, f"there is no model {name!r}. {did_you_mean(name, known)}")
+        for name in chosen
+        if name not in known
+    ]
+    if len(set(chosen)) < len(chosen):
+        problems.append(Problem(place, "a model is listed twice"))
+    if data_flow_of(space) is not None:
+        problems.append(Problem(place, "only counts for a parameter space; name the models of a path in its `pool`"))
+    if problems:
+        raise InvalidInput(problems)
+    return tuple((name, known[name]) for name in chosen)
 
 
 def _given(source: Source | None) -> list[Source]:
@@ -238,7 +276,9 @@ def _optimizer_problem(
 
 
 def _is_sample(config: FitnessConfig) -> bool:
-    """Whether the search scores a sample of the split, so that a score is an estimate."""
+    """Whether a score is an estimate: the search scores a sample of the split, or measures time."""
+    if config.cost is not None:
+        return config.cost == "latency"
     return config.documents is not None and config.documents.search.limit is not None
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import evomerge
 from evomerge.engine.sources import fingerprint, resolve_source
@@ -16,9 +15,11 @@ from evomerge.errors import ResumeRefused
 from evomerge.evaluation.documents import DocumentPlan
 from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 from evomerge.experiment.config import RuntimeConfig
+from evomerge.experiment.cost_objectives import reference_point_of
 from evomerge.experiment.load import CHANGEABLE, Experiment
 from evomerge.experiment.stages import StagedExperiment, load_any
 from evomerge.methods.own_method import source_fingerprint
+from evomerge.recipes.recipe import Route
 from evomerge.reports.progress import ProgressView
 from evomerge.runtime.build import build_executor
 from evomerge.runtime.early_ray import EarlyRay
@@ -46,15 +47,6 @@ def load_with_models(
     return load_any(experiment, overrides) if absent else loaded
 
 
-@runtime_checkable
-class MakesRoutes(Protocol):
-    """A search space whose candidates may be routes."""
-
-    @property
-    def num_lanes(self) -> int:
-        """Sets of blocks that its routes may need beside those of the model that lends the architecture."""
-
-
 def find_objectives(loaded: Experiment, plan: DocumentPlan) -> tuple[Objective, ...]:
     """The objectives of every fitness of the run, in order.
 
@@ -63,16 +55,6 @@ def find_objectives(loaded: Experiment, plan: DocumentPlan) -> tuple[Objective, 
     """
     settings = EvaluatorSettings(import_paths=loaded.config.import_paths)
     return build_evaluator(loaded.fitness, plan, settings).objectives
-
-
-def reference_point_of(objectives: Sequence[Objective]) -> tuple[float, ...]:
-    """The corner from which hypervolume is measured: zero everywhere, none when a metric is to be lowered.
-
-    Metrics that are to be raised (accuracy, match, F1) start at zero; a lowered one has no natural worst value.
-    """
-    if all(objective.higher_is_better for objective in objectives):
-        return (0.0,) * len(objectives)
-    return ()
 
 
 def first_event(loaded: Experiment, plan: DocumentPlan) -> RunStarted:
@@ -90,7 +72,7 @@ def first_event(loaded: Experiment, plan: DocumentPlan) -> RunStarted:
         time=time.time(),
         seeds={"run": loaded.config.seed},
         objectives=objectives,
-        reference_point=reference_point_of(objectives),
+        reference_point=reference_point_of(objectives, loaded.fitness, loaded.models),
         genes=loaded.space.genes,
         gene_groups={name: tuple(members) for name, members in loaded.space.gene_groups.items()},
     )
@@ -138,9 +120,15 @@ def start_executor(loaded: Experiment, plan: DocumentPlan, population_size: int,
         report=tuple(item.model_dump(mode="json") for item in loaded.report),
         documents=plan.to_json(),
         import_paths=config.import_paths,
-        lanes=loaded.space.num_lanes if isinstance(loaded.space, MakesRoutes) else 0,
+        lanes=_num_lanes(loaded),
     )
     return build_executor(runtime_settings(config.runtime), worker_plan, max_useful=population_size, early=early)
+
+
+def _num_lanes(loaded: Experiment) -> int:
+    """Models whose blocks the routes of the search, or those that earlier stages found, need at once."""
+    searched = 0 if loaded.space is None else loaded.space.num_lanes
+    return max([searched, *(len(node.models) for _, node in loaded.stages if isinstance(node, Route))])
 
 
 def describe_run(loaded: Experiment, plan: DocumentPlan) -> Manifest:

@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from evomerge.engine.sources import SourceStatus
-from evomerge.errors import InvalidInput, Problem, ResumeRefused, did_you_mean
+from evomerge.errors import InvalidInput, Problem, ResumeRefused
 from evomerge.experiment.config import Strict
 from evomerge.experiment.load import CHANGEABLE, Experiment, find_experiment, resolve_experiment
 from evomerge.experiment.overrides import apply_overrides
@@ -46,7 +46,7 @@ class StageConfig(Strict):
 
     name: str = Field(pattern=r"^[A-Za-z][\w.-]*$")
     search_space: Any
-    experts: list[str] | None = Field(default=None, min_length=1)
+    experts: Any = None
     optimizer: Any = None
     budget: Any = None
     fitness: Any = None
@@ -176,7 +176,11 @@ def load_any(name: str | Path, overrides: Sequence[str] = ()) -> Experiment | St
     """
     path = find_experiment(name)
     mapping = apply_overrides(read_yaml_mapping(path), overrides)
-    where, folder = str(path), path.resolve().parent
+    return resolve_any(mapping, str(path), path.resolve().parent)
+
+
+def resolve_any(mapping: dict[str, Any], where: str, folder: Path) -> Experiment | StagedExperiment:
+    """Check and resolve an experiment, staged or not, that is already parsed. See ``load_any``."""
     space = mapping.get("search_space")
     if isinstance(space, Mapping) and space.get("kind") == "sequence":
         return resolve_stages(mapping, where, folder)
@@ -218,12 +222,8 @@ def _stage_mapping(mapping: Mapping[str, Any], config: StageConfig, found: Mappi
     if type(seed := entries.get("seed", 0)) is int:
         entries["seed"] = derive_seed(seed, "stage", config.name) if seed >= 0 else seed
     models = entries.get("models")
-    if config.experts is not None and isinstance(models, Mapping) and isinstance(models.get("experts"), Mapping):
-        models = {
-            **models,
-            "experts": {name: models["experts"][name] for name in config.experts if name in models["experts"]},
-        }
-        entries["models"] = models
+    if config.experts is not None and isinstance(models, Mapping):
+        entries["models"] = models = {**models, "merge": config.experts}
     if found and isinstance(models, Mapping):
         recipes = {name: parse_yaml_mapping(format_recipe(recipe), name) for name, recipe in found.items()}
         entries["models"] = {**models, "stages": {**models.get("stages", {}), **recipes}}
@@ -248,12 +248,6 @@ def _name_problems(mapping: Mapping[str, Any], configs: Sequence[StageConfig], w
             message = f"{config.name!r} is the name of {taken[config.name]}; names of models and stages must differ"
             problems.append(Problem(f"{where}: search_space.stages[{number}].name", message))
         taken.setdefault(config.name, "an earlier stage")
-        for name in config.experts or ():
-            if not isinstance(experts, Mapping) or name not in experts:
-                message = (
-                    f"there is no expert {name!r} (of a mapping name: model). {did_you_mean(name, map(str, experts))}"
-                )
-                problems.append(Problem(f"{where}: search_space.stages[{number}].experts", message))
     return problems
 
 
@@ -273,6 +267,8 @@ def _idle_key_problems(mapping: Mapping[str, Any], configs: Sequence[StageConfig
 def _located(problem: Problem, config: StageConfig, number: int, where: str) -> Problem:
     """The problem of a stage's experiment, told by the key of the file that holds it."""
     place = problem.where.removeprefix(where).removeprefix(": ")
+    if place.startswith("models.merge"):
+        return Problem(f"{where}: search_space.stages[{number}].experts", problem.message)
     key = re.match(r"\w*", place)
     own = key is not None and (key[0] == "search_space" or key[0] in config.own)
     if not problem.where.startswith(f"{where}: ") or not own:

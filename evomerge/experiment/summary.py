@@ -6,6 +6,7 @@ import statistics as plain
 from typing import Any
 
 from evomerge.errors import UserError
+from evomerge.evaluation.cost_fitness import UNITS
 from evomerge.evaluation.statistics import Interval, paired_difference, score_interval
 from evomerge.experiment.load import Experiment
 from evomerge.experiment.recorder import RunRecorder
@@ -22,9 +23,12 @@ class _Scores:
 
     def __init__(self, loaded: Experiment, recorder: RunRecorder) -> None:
         self.recorder = recorder
+        self.reported = loaded.report
         self.settings = loaded.config.finish
         self.seed = derive_seed(loaded.config.seed, "bootstrap")
-        used = recorder.objectives[:1] if loaded.config.scalarisation == "first" else recorder.objectives
+        first_only = loaded.config.scalarisation == "first"
+        # What has no share in the scalar value (costs) has none in its interval either.
+        used = [entry for entry in (recorder.objectives[:1] if first_only else recorder.objectives) if entry.weight]
         total = sum(objective.weight for objective in used)
         # Tables hold natural directions; a lowered metric counts negatively, as it does in the fitness.
         self.shares = {objective.name: objective.natural(objective.weight) / total for objective in used}
@@ -69,6 +73,9 @@ class _Scores:
         for table in self.tables(event):
             if table.objective not in scores and len(table.values):
                 scores[table.objective] = float(table.values.mean())
+        for config in self.reported:  # costs, which have no table
+            if config.name not in scores and f"{config.name}/value" in event.metrics:
+                scores[config.name] = event.metrics[f"{config.name}/value"]
         interval = self.interval(event)
         return {
             "value": self.recorder.scalarise(event.fitness)[0],
@@ -108,6 +115,7 @@ def build_summary(
         "evaluations": state.num_evaluations,
         "failed": sum(1 for failure in state.failures if failure.candidate is not None),
         "objectives": [objective.name for objective in recorder.objectives],
+        "units": _units(loaded, recorder),
         "reported_only": [config.name for config in loaded.report],
         "scalarisation": loaded.config.scalarisation,
         "confidence": loaded.config.finish.confidence,
@@ -126,6 +134,12 @@ def build_summary(
         "cost": {"wall_seconds": state.elapsed_seconds, **cost},
     }
     return summary
+
+
+def _units(loaded: Experiment, recorder: RunRecorder) -> dict[str, str]:
+    """What the values of objectives are counted in, for those that are no plain scores."""
+    found = {objective.name: objective.unit for objective in recorder.objectives if objective.unit}
+    return found | {config.name: UNITS[config.cost] for config in loaded.report if config.cost is not None}
 
 
 def _row(scores: _Scores, kind: str, name: str, keys: dict[str, str]) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def _validate_stages(staged: StagedExperiment, path: Path, documents: bool) -> V
     for number, stage in enumerate(staged.stages, start=1):
         found = _validate_experiment(stage.loaded, path, documents)
         lines.append(f"stage {number}/{len(staged.stages)} {stage.name}:")
-        lines += [f"  {line}" for line in found.lines if line not in told]
+        lines += [f"  {line}" for text in found.lines if text not in told for line in text.splitlines()]
         downloads |= dict.fromkeys(found.downloads)
     lines += [f"{status.source}: {status.message}" for status in staged.sources if status.state != "to_download"]
     return Validation(path, "experiment", tuple(lines), tuple(downloads))

@@ -47,7 +47,7 @@ def route_figure(recipe: Recipe, title: str = "", depths: Sequence[tuple[str, in
 
     bands = _bands(route, dict(depths))
     rows = sum(rows for _, _, rows in bands)
-    width = min(max(4.0, 1.6 + HOP_INCHES * len(route.hops)), 16.0)
+    width = min(max(5.0, 1.6 + HOP_INCHES * len(route.hops)), 16.0)
     height = min(max(2.4, 1.3 + BLOCK_INCHES * rows + 0.25 * len(bands)), 16.0)
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
@@ -129,11 +129,10 @@ def _label(axes: Axes, route: Route, bands: list[tuple[str, int, int]], colours:
         for name, _, _ in bands
     ]  # fmt: skip
     scales = [hop.scale for hop in route.hops]
+    scaled = ""
     if route.is_scaled:
-        text = f"scale of the {route.scale_target}: {min(scales):.3g} to {max(scales):.3g}"
-        if route.output_scale != 1:
-            text += f", output {route.output_scale:.3g}"
-        handles.append(Line2D([], [], linestyle="", label=text))
+        output = f", output {route.output_scale:.3g}" if route.output_scale != 1 else ""
+        scaled = f"; scale of the {route.scale_target} {min(scales):.3g} to {max(scales):.3g}{output}"
     if any(scale < 0 for scale in scales):
         handles.append(
             Line2D([], [], marker="X", linestyle="--", color=NEGATIVE, markerfacecolor="white", label="negative scale")
@@ -146,7 +145,7 @@ def _label(axes: Axes, route: Route, bands: list[tuple[str, int, int]], colours:
     axes.set_yticks([place for place, _ in ticks], [str(block) for _, block in ticks], fontsize="small")
     axes.set_xlim(-0.8, len(route.hops) - 0.2)
     axes.set_ylim(-0.9, sum(rows + 1 for _, _, rows in bands) - 0.6)
-    axes.set_xlabel("step")
+    axes.set_xlabel("step" + scaled)
     axes.set_ylabel("block")
     axes.set_title(title, fontsize="medium", loc="left")
     axes.spines[["top", "right"]].set_visible(False)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evomerge.reports.progress import format_seconds
+from evomerge.terms import with_unit
 
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
@@ -32,6 +33,7 @@ def score_table(summary: Mapping[str, Any]) -> Table:
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     table.add_column("model", no_wrap=True)
     names = [*summary["objectives"], *summary["reported_only"]]
+    units = summary.get("units", {})
     table.add_column("mean" if summary["scalarisation"] == "weighted_mean" else "first", justify="right")
     table.add_column(f"{summary['confidence']:.0%} interval", justify="right")
     for name in names:
@@ -42,7 +44,7 @@ def score_table(summary: Mapping[str, Any]) -> Table:
         if not scores:  # finalists that validation left behind
             continue
         interval = f"{scores['low']:.3f}-{scores['high']:.3f}" if scores["low"] is not None else ""
-        cells = [_number(scores["scores"].get(name)) for name in names]
+        cells = [_number(scores["scores"].get(name), units.get(name, "")) for name in names]
         style = "bold" if row["kind"] == "winner" else ""
         on_search = _number((row["search"] or {}).get("value"))
         table.add_row(row["name"], _number(scores["value"]), interval, *cells, on_search, style=style)
@@ -99,5 +101,5 @@ def _documents(summary: Mapping[str, Any], split: str) -> int:
     return int(summary["documents"].get(split, 0))
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _number(value: float | None, unit: str = "") -> str:
+    return "-" if value is None else with_unit(value, unit, decimals=3)

@@ -1,6 +1,7 @@
 """A search of two stages on tiny real models: what is kept, what goes on after a kill, what later stages see."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 import evomerge
 from evomerge.errors import InvalidInput, ResumeRefused, UserError
 from evomerge.experiment.inspecting import open_run
+from evomerge.recipes.recipe import Merge, Route, Source
 from evomerge.reports.progress import QuietView, Standing
 from tests.integration.conftest import EXPERIMENT
 from tests.integration.test_tiny_run import sequence
@@ -140,9 +142,7 @@ def test_the_resolved_experiment_says_the_same(finished: Path, experiment: Path)
     again.check_unchanged(written)
 
 
-@pytest.mark.parametrize(
-    ("phase", "done"), [("first (1/2): search", 3), ("first (1/2): held-out", 2), ("second (2/2): search", 1)]
-)
+@pytest.mark.parametrize(("phase", "done"), [("first (1/2): search", 3), ("second (2/2): search", 1)])
 def test_killed_within_a_stage_and_resumed_equals_uninterrupted(
     experiment: Path, finished: Path, tmp_path: Path, phase: str, done: int
 ) -> None:
@@ -237,3 +237,61 @@ def test_what_only_shows_with_valid_keys_is_told_with_its_stage(micro_zoo: dict[
         "search_space.stages[1].search_space: kind: stages are written",
     ):
         assert sum(line.startswith(expected) for line in told) == 1, (expected, told)
+
+
+def test_the_end_of_a_run_draws_routes_and_writes_a_report(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    first, second = copy / "1-first", copy / "2-second"
+    assert not (first / "figures").exists()
+    assert "<svg" not in (first / "report.html").read_text()
+    opened = open_run(second)
+    winner = opened.recipe(opened.state.candidates[summary(second)["winner"]["candidate"]])
+    assert isinstance(winner.model, Route)
+    drawn = (second / "figures" / "route_best.svg").read_text()
+    assert drawn.count('id="hop-') == len(winner.model.hops)
+    page = (second / "report.html").read_text()
+    assert page.count("<svg") == 1
+    assert "stage first" in page
+    assert not re.search(r"(src|href)=\"(?!#)", page.replace("xlink:href", "href"))  # nothing from elsewhere
+    before = {path.name: path.read_bytes() for path in (second / "figures").iterdir()}
+    assert set(before) == {"route_best.svg", "route_best.png"}
+    (second / "figures" / "route_c99.svg").write_text("of an earlier front")
+    (second / "report.html").unlink()
+    written = evomerge.report(copy)
+    assert written[0].read_text() == page
+    assert {path.name: path.read_bytes() for path in (second / "figures").iterdir()} == before
+    (second / "report.html").unlink()
+    (second / "report.html").mkdir()
+    with pytest.raises(UserError, match="cannot write the report"):
+        evomerge.report(copy)
+    assert not list(second.glob(".report*"))
+
+
+def test_a_run_can_be_scored_on_other_documents(finished: Path) -> None:
+    fitness = EXPERIMENT["fitness"][1]
+    row = next(row for row in summary(finished / "2-second")["rows"] if row["kind"] == "winner")
+    assert evomerge.evaluate(finished, fitness, "held_out").evaluation.fitness == (row["held_out"]["value"],)
+
+
+def test_a_later_stage_may_merge_what_an_earlier_one_found(micro_zoo: dict[str, Path], tmp_path: Path) -> None:
+    mapping = staged(finish={"baselines": False, "top_k": 1, "held_out": False}, budget={"evaluations": 4})
+    second = mapping["search_space"]["stages"][1]
+    second |= {"search_space": "task_arithmetic_whole_model", "experts": ["first", "let"]}
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump(mapping))
+    assert evomerge.run(path, run_dir=tmp_path / "run").exit_code == 0
+    opened = open_run(tmp_path / "run")
+    merged = opened.recipe(opened.state.candidates[0]).model
+    assert isinstance(merged, Merge)
+    assert merged.experts == (opened.experiment.stages[0], ("let", Source("zoo:micro-let")))
+    for experts, message in ((["frist"], "there is no model 'frist'. Did you mean 'first'"), (["let"] * 2, "twice")):
+        second["experts"] = experts
+        path.write_text(yaml.safe_dump(mapping))
+        with pytest.raises(InvalidInput, match=rf"stages\[1\].experts: .*{message}"):
+            evomerge.validate(path)
+    mapping = staged()
+    mapping["search_space"]["stages"][1]["experts"] = ["first"]
+    path.write_text(yaml.safe_dump(mapping))
+    with pytest.raises(InvalidInput, match=r"stages\[1\].experts: only counts for a parameter space"):
+        evomerge.validate(path)
