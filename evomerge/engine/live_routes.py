@@ -79,6 +79,7 @@ class LiveRoutes:
         self._maker = BlockMaker(model, groups, stack, next(model.parameters()).dtype)
         self._names = BlockNames(architecture)
         self._inside = next(slot for slot in architecture.slots if slot.block is not None)
+        self._of_hops: list[Slot] = []  # one tensor of each hop's block, as the route counts blocks
         depth = first_stack_depth(architecture)
         self._outside = [slot for slot in architecture.slots if slot.block is None or slot.block >= depth]
         self._blocks = RouteList.take_place(model, stack)
@@ -117,8 +118,10 @@ class LiveRoutes:
             return parts[id(node)]
 
         path: list[tuple[_Part, int]] = []
+        while len(self._of_hops) < len(route.hops):
+            self._of_hops.append(self._names.moved(self._inside, len(self._of_hops)))
         for index in range(len(route.hops)):
-            node, place = places.locate(route, self._names.moved(self._inside, index))
+            node, place = places.locate(route, self._of_hops[index])
             assert place.block is not None
             path.append((part_of(node), place.block))
             path[-1][0].wanted.append(place.block)

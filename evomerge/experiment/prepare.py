@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import evomerge
 from evomerge.engine.sources import fingerprint, resolve_source
@@ -46,15 +45,6 @@ def load_with_models(
         view.note(f"{status.source}: {status.message}")
         resolve_source(status.source)
     return load_any(experiment, overrides) if absent else loaded
-
-
-@runtime_checkable
-class MakesRoutes(Protocol):
-    """A search space whose candidates may be routes."""
-
-    @property
-    def num_lanes(self) -> int:
-        """Sets of blocks that its routes may need beside those of the model that lends the architecture."""
 
 
 def find_objectives(loaded: Experiment, plan: DocumentPlan) -> tuple[Objective, ...]:
@@ -130,13 +120,15 @@ def start_executor(loaded: Experiment, plan: DocumentPlan, population_size: int,
         report=tuple(item.model_dump(mode="json") for item in loaded.report),
         documents=plan.to_json(),
         import_paths=config.import_paths,
-        lanes=max([_space_lanes(loaded), *(len(node.models) for _, node in loaded.stages if isinstance(node, Route))]),
+        lanes=_num_lanes(loaded),
     )
     return build_executor(runtime_settings(config.runtime), worker_plan, max_useful=population_size, early=early)
 
 
-def _space_lanes(loaded: Experiment) -> int:
-    return loaded.space.num_lanes if isinstance(loaded.space, MakesRoutes) else 0
+def _num_lanes(loaded: Experiment) -> int:
+    """Models whose blocks the routes of the search, or those that earlier stages found, need at once."""
+    searched = 0 if loaded.space is None else loaded.space.num_lanes
+    return max([searched, *(len(node.models) for _, node in loaded.stages if isinstance(node, Route))])
 
 
 def describe_run(loaded: Experiment, plan: DocumentPlan) -> Manifest:

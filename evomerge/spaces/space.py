@@ -103,7 +103,7 @@ class SearchSpace(Protocol):
 
     @property
     def num_lanes(self) -> int:
-        """How many models' blocks a worker holds at once: 1, or with a data flow every model that lends blocks."""
+        """Most models whose blocks a worker holds at once for routes; 0 where no candidate is a route."""
 
     def decode(self, genotype: Array) -> Recipe:
         """The recipe of a genotype ``(G,)``.

@@ -275,7 +275,7 @@ def test_a_run_can_be_scored_on_other_documents(finished: Path) -> None:
 
 
 def test_a_later_stage_may_merge_what_an_earlier_one_found(micro_zoo: dict[str, Path], tmp_path: Path) -> None:
-    mapping = staged(finish={"baselines": False, "top_k": 1, "held_out": False}, budget={"evaluations": 2})
+    mapping = staged(finish={"baselines": False, "top_k": 1, "held_out": False}, budget={"evaluations": 4})
     second = mapping["search_space"]["stages"][1]
     second |= {"search_space": "task_arithmetic_whole_model", "experts": ["first", "let"]}
     path = tmp_path / "x.yaml"

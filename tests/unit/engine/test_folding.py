@@ -28,6 +28,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     "olmo2": SMALL,
     "mixtral": {**GROUPED, "num_local_experts": 4},
 }
+# Without the epsilons of norms, which tiny random models feel, folding is exact but for rounding.
+EPSILON = {"gpt2": "layer_norm_epsilon", "gpt_neox": "layer_norm_eps"}
 
 
 def saved(root: Path, kind: str, name: str = "a", seed: int = 1, **changes: Any) -> Source:
@@ -38,7 +40,7 @@ def saved(root: Path, kind: str, name: str = "a", seed: int = 1, **changes: Any)
     return Source(str(root / name))
 
 
-def scaled_route(models: dict[str, Source], target: str, seed: int = 0, num_hops: int = 7, **ends: Any) -> Route:
+def scaled_route(models: dict[str, Source], target: str, seed: int = 0, num_hops: int = 7) -> Route:
     """Random blocks, the models in turn, with scales from +-[0.5, 1.5]."""
     random, names = np.random.default_rng(seed), list(models)
     hops = [
@@ -63,9 +65,12 @@ def exported(directory: Path) -> torch.Tensor:
     return logits(model.eval())
 
 
-def routed(models: dict[str, Source], route: Route) -> torch.Tensor:
+def live_of(models: dict[str, Source]) -> LiveModel:
     sources = list(models.items())
-    live = LiveModel(sources[0][1], sources[1:], dtype="float32", device="cpu")
+    return LiveModel(sources[0][1], sources[1:], dtype="float32", device="cpu", any_depth=True)
+
+
+def routed(live: LiveModel, route: Route) -> torch.Tensor:
     live.apply(Recipe(route))
     return logits(live.model)
 
@@ -76,14 +81,16 @@ def difference(left: torch.Tensor, right: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("kind", [*KINDS, *OTHERS])
 def test_a_plain_checkpoint_gives_what_the_routed_model_gives(kind: str, tmp_path: Path) -> None:
-    models = {"a": saved(tmp_path, kind, **{**KINDS, **OTHERS}[kind])}
+    exact = {EPSILON.get(kind, "rms_norm_eps"): 1e-12}
+    models = {"a": saved(tmp_path, kind, **{**KINDS, **OTHERS}[kind], **exact)}
+    live = live_of(models)
     for target in ("stream", "branch"):
         route = scaled_route(models, target, seed=len(kind))
-        wanted = routed(models, route)
+        wanted = routed(live, route)
         found = exported(merge_to_disk(Recipe(route), tmp_path / target))
-        assert difference(found, wanted) < 2e-4
+        assert difference(found, wanted) < 2e-5
         unscaled = route_through(models, [Hop(hop.model, hop.block) for hop in route.hops], "a")
-        assert difference(routed(models, unscaled), wanted) > 0.1
+        assert difference(routed(live, unscaled), wanted) > 0.1
 
 
 @pytest.mark.parametrize("target", ["stream", "branch"])
@@ -100,7 +107,7 @@ def test_two_models_of_different_depth_keep_their_windows(target: str, tmp_path:
 
     expected = ["sliding_attention", "sliding_attention", "full_attention", "full_attention", "sliding_attention"]
     assert AutoConfig.from_pretrained(out).layer_types == expected
-    assert difference(exported(out), routed({"b": models["b"], "a": models["a"]}, route)) < 2e-4
+    assert difference(exported(out), routed(live_of({"b": models["b"], "a": models["a"]}), route)) < 2e-4
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -113,7 +120,7 @@ def test_the_first_scale_is_exact_where_the_embeddings_are_as_small_as_the_epsil
     for target in ("stream", "branch"):
         route = route_through(models, [Hop("a", 0, 3.0), Hop("a", 1)], "a", target)
         out = merge_to_disk(Recipe(route), tmp_path / target)
-        assert difference(exported(out), routed(models, route)) < 1e-5
+        assert difference(exported(out), routed(live_of(models), route)) < 1e-5
 
 
 def test_folded_weights_are_rounded_once(tmp_path: Path) -> None:
@@ -168,5 +175,5 @@ def test_a_branch_of_scale_zero_is_a_write_of_zero(tmp_path: Path) -> None:
     models = {"a": saved(tmp_path, "gemma2")}
     route = route_through(models, [Hop("a", 0), Hop("a", 1, 0.0), Hop("a", 0)], "a", "branch")
     out = merge_to_disk(Recipe(route), tmp_path / "out")
-    assert difference(exported(out), routed(models, route)) < 1e-5
+    assert difference(exported(out), routed(live_of(models), route)) < 1e-5
     assert (Checkpoint(out).tensor("model.layers.0.post_feedforward_layernorm.weight") == -1).all()
