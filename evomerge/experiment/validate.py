@@ -19,6 +19,9 @@ from evomerge.terms import SPLITS
 from evomerge.yaml_files import read_yaml_mapping
 
 
+_RECIPE_ROOTS = {"route", "stack", "modules", "model", "preset"}  # what a recipe that is no merge begins with
+
+
 @dataclass(frozen=True)
 class Validation:
     """What a valid file says.
@@ -54,7 +57,7 @@ def validate(name: str | Path, overrides: Sequence[str] = (), documents: bool = 
         if isinstance(loaded, StagedExperiment):
             return _validate_stages(loaded, path, documents)
         return _validate_experiment(loaded, path, documents)
-    if "merge_method" in mapping or ("method" in mapping and "experts" in mapping):
+    if "merge_method" in mapping or ("method" in mapping and "experts" in mapping) or _RECIPE_ROOTS & mapping.keys():
         recipe = recipe_from_mapping(mapping, str(path))
         statuses = [describe_source(source) for source in recipe.sources]
         missing = [Problem(str(path), f"{s.source}: {s.message}") for s in statuses if s.state == "missing"]
@@ -63,10 +66,10 @@ def validate(name: str | Path, overrides: Sequence[str] = (), documents: bool = 
         lines = (f"recipe {recipe.recipe_id}", *(f"{status.source}: {status.message}" for status in statuses))
         return Validation(path, "recipe", lines)
     if "kind" in mapping:
-        load_space(str(path), str(path), path.resolve().parent)
+        load_space(str(path.resolve()), str(path))
         return Validation(path, "search space")
     if "task" in mapping or "python" in mapping:
-        configs = load_fitness([path], str(path), path.resolve().parent)
+        configs = load_fitness([path.resolve()], str(path))
         plan = plan_documents(configs, (str(path.resolve().parent),))
         return Validation(path, "fitness", _document_lines(plan))
     raise InvalidInput(
