@@ -217,10 +217,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One proposal of an optimizer. ``id`` counts from 0 in ask order over the whole run."""
+    """One proposal of an optimizer. ``id`` counts from 0 in ask order over the whole run.
+
+    ``note`` holds what the optimizer expected of it, for people.
+    """
 
     id: int
     genotype: Array
     recipe_id: str
     generation: int
     parent_ids: tuple[int, ...] = ()
+    note: Mapping[str, float] = field(default_factory=dict)

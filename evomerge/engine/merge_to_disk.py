@@ -87,22 +87,26 @@ def merge_to_disk(
     if told is not None and plan.reason:
         told(f"{plan.form}: {plan.reason}")
     units = plan.units()
-    entries = [entry for unit in units for entry in unit.entries]
-    shards = plan_shards(entries, shard_bytes, _stem(reference, models))
+    shards = plan_shards([entry for unit in units for entry in unit.entries], shard_bytes, _stem(reference, models))
     with output_directory(out_dir, merge_identity(recipe, shards), shards) as output:
         writer = ShardWriter(output.path, shards, output.kept, output.record)
         try:
             _write_weights(plan, units, writer, progress)
         finally:
             writer.close()
-        if models.architecture.model_type == FILES_ONLY:
-            copy_other_files(reference.directory, output.path)
-        else:
-            write_side_files(reference.directory, output.path, models.tokens, template)
-            _write_config(plan, reference, output.path)
+        _write_beside_weights(plan, reference, output.path, template)
         about = {**(card or {}), **({"form": plan.note} if plan.note else {})}
         _write_recipe(recipe, models, output.path, (out_dir.name, about, hash_kind))
     return out_dir
+
+
+def _write_beside_weights(plan: ExportPlan, reference: ModelTensors, directory: Path, template: str | None) -> None:
+    """Configuration, tokenizer and whatever else a model's directory holds."""
+    if plan.models.architecture.model_type == FILES_ONLY:
+        copy_other_files(reference.directory, directory)
+    else:
+        write_side_files(reference.directory, directory, plan.models.tokens, template)
+        _write_config(plan, reference, directory)
 
 
 def _write_mergekit(recipe: Recipe, out_dir: Path, card: Mapping[str, Any] | None, hash_kind: str) -> Path:

@@ -95,12 +95,13 @@ class ModelsConfig(Strict):
 
 
 class OptimizerConfig(BaseModel):
-    """Name and mode of the optimizer; every other key is a setting of that optimizer."""
+    """Name, mode and start of the optimizer; every other key is a setting of that optimizer."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str
     mode: Literal["generational", "steady_state"] = "generational"
+    warm_start: str | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -256,6 +256,9 @@ def _optimizer_problems(
     spec = SPECS[name]
     if config.optimizer.mode == "steady_state" and not spec.steady_state:
         return [Problem(f"{place}.mode", f"{name} works in generations only")]
+    if config.optimizer.warm_start is not None and not spec.warm_start:
+        able = ", ".join(other.name for other in SPECS.values() if other.warm_start)
+        return [Problem(f"{place}.warm_start", f"{name} learns only from its own candidates. Use {able}.")]
     found = validate_optimizer(name, config.optimizer.settings, _optimizer_problem(config, space, fitness))
     return [Problem(f"{where}: {key}", message) for key, message in found]
 
@@ -272,6 +275,7 @@ def _optimizer_problem(
         evaluations=config.budget.evaluations,
         noisy=any(_is_sample(item) for item in fitness),
         workers=config.runtime.workers if isinstance(config.runtime.workers, int) else DEFAULT_BATCH,
+        warm_start=config.optimizer.warm_start is not None,
     )
 
 

@@ -14,6 +14,7 @@ from evomerge.engine.sources import fingerprint, resolve_source
 from evomerge.errors import ResumeRefused
 from evomerge.evaluation.documents import DocumentPlan
 from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
+from evomerge.evaluation.fitness_yaml import objective_names
 from evomerge.experiment.config import RuntimeConfig
 from evomerge.experiment.cost_objectives import reference_point_of
 from evomerge.experiment.load import CHANGEABLE, Experiment
@@ -25,6 +26,7 @@ from evomerge.runtime.build import build_executor
 from evomerge.runtime.early_ray import EarlyRay
 from evomerge.runtime.executor import Executor, WorkerPlan
 from evomerge.runtime.resources import RuntimeSettings
+from evomerge.search.base import Problem
 from evomerge.store.events import RunStarted
 from evomerge.store.manifest import Manifest, build_manifest, compare_manifests, load_manifest
 from evomerge.store.run_dir import RunDir
@@ -55,6 +57,15 @@ def find_objectives(loaded: Experiment, plan: DocumentPlan) -> tuple[Objective, 
     """
     settings = EvaluatorSettings(import_paths=loaded.config.import_paths)
     return build_evaluator(loaded.fitness, plan, settings).objectives
+
+
+def optimizer_problem(loaded: Experiment, plan: DocumentPlan) -> Problem:
+    """What the optimizer is built for, with the number of documents each objective is a mean of."""
+    problem = loaded.problem()
+    documents = tuple(
+        len(plan.of(config.name).document_ids("search")) for config in loaded.fitness for _ in objective_names(config)
+    )
+    return replace(problem, num_documents=documents if len(documents) == problem.num_objectives else ())
 
 
 def first_event(loaded: Experiment, plan: DocumentPlan) -> RunStarted:

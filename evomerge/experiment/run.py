@@ -22,15 +22,17 @@ from evomerge.experiment.prepare import (
     first_event,
     load_with_models,
     logging_to,
+    optimizer_problem,
     start_executor,
     start_ray,
 )
 from evomerge.experiment.recorder import SEARCH, RunRecorder
-from evomerge.experiment.replay import replay
+from evomerge.experiment.replay import know, replay
 from evomerge.experiment.result import RunResult
 from evomerge.experiment.search_loop import Limits, SearchLoop
 from evomerge.experiment.stage_runs import begin_stages, resume_stages
 from evomerge.experiment.stages import StagedExperiment
+from evomerge.experiment.warm_start import load_warm_start
 from evomerge.experiment.writing import format_experiment
 from evomerge.files import atomic_write_text
 from evomerge.reports.progress import ProgressView, QuietView
@@ -39,7 +41,7 @@ from evomerge.runtime.signals import StopRequest
 from evomerge.search.base import Problem
 from evomerge.search.catalogue import build_optimizer
 from evomerge.search.scalarise import build_scalariser
-from evomerge.store.events import Event, Resumed, RunFinished, RunStarted
+from evomerge.store.events import Event, Resumed, RunFinished, RunStarted, WarmStarted
 from evomerge.store.live_projection import LiveProjection
 from evomerge.store.manifest import write_manifest
 from evomerge.store.run_dir import RunDir
@@ -80,12 +82,14 @@ def begin_run(loaded: Experiment, path: Path, view: ProgressView, overwrite: boo
         early = start_ray(loaded, stack)
         plan = plan_documents([*loaded.fitness, *loaded.report], loaded.config.import_paths)
         manifest = describe_run(loaded, plan)
+        known = load_warm_start(loaded, plan)
         folder = RunDir.create(path, overwrite=overwrite)
         stack.callback(folder.close)
         atomic_write_text(folder.experiment_path, format_experiment(loaded.resolved))
         write_manifest(folder.manifest_path, manifest)
         started = first_event(loaded, plan)
-        return _drive(_Opening(loaded, plan, folder, [], started, loaded.problem(), early), view, stack)
+        problem = optimizer_problem(loaded, plan)
+        return _drive(_Opening(loaded, plan, folder, [], started, problem, early, known), view, stack)
 
 
 def resume(
@@ -119,20 +123,25 @@ def resume_run(loaded: Experiment, path: Path, view: ProgressView) -> RunResult:
         folder = RunDir.open(path, exclusive=True)
         stack.callback(folder.close)
         # Optimizers may size themselves by the budget: a longer budget must not change what the first one asked.
-        problem = load_experiment(folder.experiment_path).problem()
+        first = load_experiment(folder.experiment_path)
         early = start_ray(loaded, stack)
         plan = plan_documents([*loaded.fitness, *loaded.report], loaded.config.import_paths)
         warnings = check_unchanged(loaded, plan, folder)
         for line in warnings:
             view.note(f"changed since the start: {line}")
         events = folder.event_log().read()
+        problem = optimizer_problem(first, plan)
+        known = load_warm_start(loaded, plan, events)
         resumed = Resumed(time.time(), evomerge.__version__, warnings)
-        return _drive(_Opening(loaded, plan, folder, events, resumed, problem, early), view, stack)
+        return _drive(_Opening(loaded, plan, folder, events, resumed, problem, early, known), view, stack)
 
 
 @dataclass(frozen=True)
 class _Opening:
-    """What a session begins with: a new run has no events, a resumed one has its log."""
+    """What a session begins with: a new run has no events, a resumed one has its log.
+
+    ``known`` is what is taken over from another run, where the log does not hold it yet.
+    """
 
     loaded: Experiment
     plan: DocumentPlan
@@ -141,6 +150,7 @@ class _Opening:
     event: RunStarted | Resumed
     problem: Problem
     early: EarlyRay
+    known: WarmStarted | None
 
 
 def _drive(opening: _Opening, view: ProgressView, stack: ExitStack) -> RunResult:
@@ -161,7 +171,10 @@ def _drive(opening: _Opening, view: ProgressView, stack: ExitStack) -> RunResult
     progress.elapsed_seconds = state.elapsed_seconds
     if not exact:
         view.note("this machine computes other bits than the one the run began on; going on with what was evaluated")
-    log.append(opening.event)
+    if opening.known is not None:
+        know(optimizer, opening.known, told)
+        view.note(f"{len(opening.known.genotypes)} evaluations taken over from {opening.known.run}")
+    log.append(opening.event, *([opening.known] if opening.known else []))
     projection = LiveProjection(config.storage or folder.study_path, state.started, state)
     stack.callback(projection.close)
     recorder = RunRecorder(

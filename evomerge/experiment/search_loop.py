@@ -210,7 +210,7 @@ class SearchLoop:
         self._recipes[proposal.index] = recipe
         generation = self.progress.next_generation(self.optimizer.population_size)
         genotype = np.array(proposal.genotype, dtype=np.float64)
-        return Candidate(proposal.index, genotype, recipe.recipe_id, generation, proposal.parent_indices)
+        return Candidate(proposal.index, genotype, recipe.recipe_id, generation, proposal.parent_indices, proposal.note)
 
     def _submit(self, candidates: Sequence[Candidate]) -> None:
         """Hand candidates to the workers; routes that begin alike one after the other, so that they share that work."""

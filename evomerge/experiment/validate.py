@@ -14,6 +14,7 @@ from evomerge.experiment.load import Experiment, find_experiment
 from evomerge.experiment.stages import StagedExperiment, load_any
 from evomerge.recipes.recipe_yaml import recipe_from_mapping
 from evomerge.spaces.space_yaml import load_space
+from evomerge.store.run_dir import RunDir
 from evomerge.terms import SPLITS
 from evomerge.yaml_files import read_yaml_mapping
 
@@ -93,6 +94,8 @@ def _validate_stages(staged: StagedExperiment, path: Path, documents: bool) -> V
 
 def _validate_experiment(loaded: Experiment, path: Path, documents: bool) -> Validation:
     lines = []
+    if loaded.config.optimizer.warm_start is not None:
+        RunDir.open(loaded.config.optimizer.warm_start)
     if loaded.space is not None:
         lines.append(loaded.space.describe())
     lines.append(

@@ -13,7 +13,7 @@ Order and ownership
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +22,15 @@ from evomerge.terms import Array, Gene, GeneKind
 
 @dataclass(frozen=True)
 class Proposal:
-    """A genotype to evaluate. ``genotype`` is inside the genes' bounds, whole where the gene is."""
+    """A genotype to evaluate. ``genotype`` is inside the genes' bounds, whole where the gene is.
+
+    ``note`` holds what the optimizer expected of it, for people; it is logged and never read back.
+    """
 
     index: int
     genotype: Array
     parent_indices: tuple[int, ...] = ()
+    note: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Problem:
         evaluations: how many evaluations the budget allows, None when only time limits it.
         noisy: True when candidates are scored on a subset of documents that may change or is small.
         workers: how many candidates are evaluated at once.
+        num_documents: of each objective, how many documents its value is the mean of, 0 = unknown; empty = all unknown.
+        warm_start: whether the optimizer is told evaluations of another run (``know``) before the first ask.
     """
 
     genes: tuple[Gene, ...]
@@ -60,6 +66,8 @@ class Problem:
     evaluations: int | None = None
     noisy: bool = False
     workers: int = 1
+    num_documents: tuple[int, ...] = ()
+    warm_start: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,17 +75,24 @@ class Setting:
     """One setting of an optimizer that a user may write in the experiment's ``optimizer`` mapping."""
 
     name: str
-    kind: str  # "float" | "int" | "bool" | "choice" | "int_or_auto" | "bool_or_auto"
+    kind: str  # "float" | "int" | "bool" | "choice" | "numbers" | one of these + "_or_auto"
     default: Any
     description: str
     choices: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
+    count: int | None = None  # how many of "numbers", None = any
+
+
+Objections = Callable[[Mapping[str, Any], Problem], Iterable[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """What evomerge knows of an optimizer without importing its library."""
+    """What evomerge knows of an optimizer without importing its library.
+
+    ``objections`` gives further (key, message) reasons why it cannot work; ``warm_start`` says whether it can ``know``.
+    """
 
     name: str
     title: str
@@ -89,6 +104,8 @@ class OptimizerSpec:
     max_genes: int | None = None
     steady_state: bool = True
     paper: str = ""
+    warm_start: bool = False
+    objections: Objections | None = None
 
 
 class Optimizer(ABC):
@@ -123,6 +140,18 @@ class Optimizer(ABC):
         Raises:
             ValueError: wrong number of results, an unknown or repeated index, a non-finite fitness.
         """
+
+    def know(self, genotypes: Array, fitness: Array) -> None:
+        """Learn from evaluations of another run, before the first ask.
+
+        Args:
+            genotypes: ``(K, G)``.
+            fitness: ``(K, M)`` maximised.
+
+        Raises:
+            NotImplementedError: this optimizer learns only from what it asked; see ``OptimizerSpec.warm_start``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} learns only from its own proposals")
 
     def stop_reason(self) -> str | None:
         """Why going on is pointless, or None. Optimizers that restart themselves never stop."""

@@ -42,3 +42,17 @@ def num_divisions(num_objectives: int, population_size: int) -> int:
     while divisions < 100 and math.comb(num_objectives + divisions, divisions + 1) <= population_size:
         divisions += 1
     return divisions
+
+
+def num_unknowns(num_genes: int) -> int:
+    """Coefficients of a quadratic in G genes: ``(G + 1)(G + 2) / 2``."""
+    return (num_genes + 1) * (num_genes + 2) // 2
+
+
+def design_size(num_genes: int, evaluations: int | None) -> int:
+    """Default number of MAP's first points: twice the unknowns, as published.
+
+    With a smaller budget three quarters of it, but never less than the unknowns.
+    """
+    needed = num_unknowns(num_genes)
+    return 2 * needed if evaluations is None else max(needed, min(2 * needed, evaluations * 3 // 4))

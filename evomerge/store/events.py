@@ -52,20 +52,38 @@ class RunStarted:
 
 
 @dataclass(frozen=True)
+class WarmStarted:
+    """The optimizer was told evaluations of another run before its first proposal. They are no candidates of this run.
+
+    Attributes:
+        run: directory of the other run.
+        genotypes: ``(K, G)``.
+        fitness: ``(K, M)`` maximised.
+    """
+
+    run: str
+    genotypes: tuple[tuple[float, ...], ...]
+    fitness: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
 class Asked:
-    """The optimizer proposed a candidate; ``genotype`` is ``(G,)``."""
+    """The optimizer proposed a candidate; ``genotype`` is ``(G,)``, ``note`` what the optimizer expected of it."""
 
     candidate: int
     generation: int
     genotype: tuple[float, ...]
     recipe_id: str
     parents: tuple[int, ...] = ()
+    note: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, candidate: Candidate) -> Asked:
         """The event of a candidate."""
         genotype = tuple(float(value) for value in candidate.genotype)
-        return cls(candidate.id, candidate.generation, genotype, candidate.recipe_id, candidate.parent_ids)
+        return cls(
+            candidate.id, candidate.generation, genotype, candidate.recipe_id, candidate.parent_ids, candidate.note
+        )
 
     @property
     def array(self) -> Array:
@@ -74,7 +92,7 @@ class Asked:
 
     def as_candidate(self) -> Candidate:
         """The candidate of the event, bit for bit."""
-        return Candidate(self.candidate, self.array, self.recipe_id, self.generation, self.parents)
+        return Candidate(self.candidate, self.array, self.recipe_id, self.generation, self.parents, self.note)
 
 
 @dataclass(frozen=True)
@@ -179,10 +197,13 @@ class RunFinished:
     time: float
 
 
-Event = RunStarted | Asked | Started | Evaluated | Failed | Told | GenerationClosed | Resumed | RunFinished
+Event = (
+    RunStarted | WarmStarted | Asked | Started | Evaluated | Failed | Told | GenerationClosed | Resumed | RunFinished
+)
 
 _TAGS: dict[str, type[Any]] = {
     "run_started": RunStarted,
+    "warm_started": WarmStarted,
     "asked": Asked,
     "started": Started,
     "evaluated": Evaluated,

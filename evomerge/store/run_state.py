@@ -20,6 +20,7 @@ from evomerge.store.events import (
     RunStarted,
     Started,
     Told,
+    WarmStarted,
 )
 from evomerge.terms import Array
 
@@ -53,6 +54,7 @@ class RunState:
         told: candidate ids of each tell, in order.
         generations: the closed generations, in order.
         sessions: one for the start and one for each resume: Unix seconds of its first and last sign of life.
+        warm_start: what was taken over from another run, or None.
         finished: the last event when the run ended on purpose and was not resumed since.
     """
 
@@ -63,6 +65,7 @@ class RunState:
     generations: tuple[GenerationClosed, ...]
     sessions: tuple[tuple[float, float], ...]
     finished: RunFinished | None
+    warm_start: WarmStarted | None = None
 
     @cached_property
     def pending(self) -> tuple[CandidateRecord, ...]:
@@ -140,6 +143,7 @@ class _Builder:
         self.generations: list[GenerationClosed] = []
         self.sessions: list[tuple[float, float]] = []
         self.finished: RunFinished | None = None
+        self.warm_start: WarmStarted | None = None
 
     def add(self, event: Event) -> str | None:
         """Take one event; a sentence when it does not fit the ones before."""
@@ -151,6 +155,8 @@ class _Builder:
             return None
         if self.started is None:
             return "comes before the start of the run"
+        if isinstance(event, WarmStarted):
+            return self._warm_start(event)
         if isinstance(event, Asked):
             return self._ask(event)
         if isinstance(event, Evaluated | Failed):
@@ -168,6 +174,17 @@ class _Builder:
             self.finished = event
         else:
             assert isinstance(event, Started)
+        return None
+
+    def _warm_start(self, event: WarmStarted) -> str | None:
+        assert self.started is not None
+        if self.asked or self.warm_start is not None:
+            return "takes over another run's evaluations too late"
+        genes, objectives = len(self.started.genes), len(self.started.objectives)
+        lengths = [*((len(row), genes) for row in event.genotypes), *((len(row), objectives) for row in event.fitness)]
+        if len(event.genotypes) != len(event.fitness) or any(length != right for length, right in lengths):
+            return "takes over evaluations of other genes or objectives"
+        self.warm_start = event
         return None
 
     def _ask(self, event: Asked) -> str | None:
@@ -215,4 +232,5 @@ class _Builder:
             generations=tuple(self.generations),
             sessions=tuple(self.sessions),
             finished=self.finished,
+            warm_start=self.warm_start,
         )

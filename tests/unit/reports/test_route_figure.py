@@ -1,9 +1,11 @@
 """The figure of a route shows every hop in its model's colour, and is the same file every time."""
 
+import runpy
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +84,13 @@ def test_a_long_route_and_many_models_fit_on_a_page() -> None:
 
 def test_other_merges_have_no_figure() -> None:
     assert route_figure(Recipe(Source("a"))) is None
+
+
+def test_the_figure_in_the_documents_shows_the_recipe_beside_it() -> None:
+    script = runpy.run_path(str(Path(__file__).parents[3] / "scripts" / "make_data_flow_figure.py"))
+    hops = len(script["recipe"]().model.hops)
+    for file in (script["figure"](), script["TARGET"].read_bytes()):
+        assert file.count(b'id="hop-') == hops, "run scripts/make_data_flow_figure.py"
 
 
 def test_drawing_leaves_no_global_state() -> None:
