@@ -91,12 +91,14 @@ class Objective:
 
 
 def with_unit(value: float, unit: str, decimals: int = 4) -> str:
-    """A natural value for a person: ``0.4375``, ``12 hops``, ``134.5M parameters``, ``23.41 ms``."""
+    """A natural value for a person: ``0.4375``, ``1 hop``, ``12 hops``, ``134.5M parameters``, ``23.41 ms``."""
     if not unit:
         return f"{value:.{decimals}f}"
     for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / min(size, 1e3 if prefix == 'k' else size):.1f}{prefix} {unit}"
+    if value == 1:
+        unit = unit.removesuffix("s") if unit != "ms" else unit
     return f"{value:,.0f} {unit}" if value == round(value) else f"{value:.2f} {unit}"
 
 

@@ -134,7 +134,6 @@ def test_accuracy_against_depth_is_a_front(experiment: Path, tmp_path: Path) -> 
     entries |= {
         "fitness": [*entries["fitness"], *costs],
         "budget": {"evaluations": 24},
-        "report": [{"cost": "latency"}],
     }
     entries["fitness"][0]["reference"] = -20.0
     path = tmp_path / "depth.yaml"
@@ -152,6 +151,11 @@ def test_accuracy_against_depth_is_a_front(experiment: Path, tmp_path: Path) -> 
     hops = [member["values"]["num_hops"] for member in front["front"]]
     assert len(set(hops)) > 1
     assert front["best"] == front["front"][int(np.argmax(losses))]["candidate"]  # costs have no share in the scalar
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["units"] == {"num_hops": "hops", "flops_per_token": "FLOP"}
+    winner = next(row for row in summary["rows"] if row["kind"] == "winner")["search"]
+    assert winner["value"] == pytest.approx(max(losses))
+    assert winner["scores"]["num_hops"] > 0  # natural direction
     shown = CliRunner().invoke(app, ["front", str(tmp_path / "run")]).output
     assert f"{hops[0]:.0f} hops" in shown
     assert "M FLOP" in shown or "k FLOP" in shown

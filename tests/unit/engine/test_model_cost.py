@@ -9,7 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from evomerge.engine.architecture import Architecture, describe
 from evomerge.engine.live_model import LiveModel
 from evomerge.engine.model_cost import model_cost, source_cost
+from evomerge.errors import UserError
+from evomerge.evaluation.cost_fitness import CostFitness
+from evomerge.evaluation.fitness_yaml import load_fitness
 from evomerge.recipes.recipe import Hop, Recipe, route_through
+from evomerge.terms import with_unit
 from tests.unit.engine.conftest import Family, tiny_config, tiny_model
 
 WIDTH, WIDE, HEAD, WORDS = 16, 32, 8, 64
@@ -70,6 +74,31 @@ def test_a_route_counts_what_runs_and_holds_each_block_once(family: Family) -> N
     assert routed.flops_per_token == 5 * per_block + 2 * WORDS * WIDTH
     live.apply(Recipe(family.base))
     assert model_cost(live.model, live.architecture, 10) == plain
+
+
+def test_latency_runs_every_hop_whatever_earlier_passes_left(family: Family) -> None:
+    live = LiveModel(family.base, family.experts, dtype="float32", device="cpu")
+    hops = [Hop("math", 0), Hop("base", 1), Hop("math", 0)]
+    live.apply(Recipe(route_through({"base": family.base, **dict(family.experts)}, hops, "base")))
+    [config] = load_fitness({"cost": "latency", "tokens": 8, "repeats": 2})
+    fitness = CostFitness(config)
+    fitness.bind(live.model, live.tokenizer)
+    runs: list[int] = []
+    block = next(iter(live.model.model.layers)).mlp
+    block.register_forward_hook(lambda *_: runs.append(1))
+    for _ in range(2):
+        with torch.no_grad():
+            assert fitness.score("search", 0)[0].value > 0
+    assert len(runs) == 2 * 3 * 2  # twice three forwards of two hops
+    [long] = load_fitness({"cost": "latency"})
+    with pytest.raises(UserError, match="the model has 64 positions, got 128"):
+        CostFitness(long).bind(live.model, live.tokenizer)
+
+
+def test_values_for_people() -> None:
+    values = [(0.43751, ""), (1, "hops"), (12, "hops"), (134_515_008, "parameters"), (2.8e6, "FLOP"), (23.411, "ms")]
+    shown = [with_unit(value, unit) for value, unit in values]
+    assert shown == ["0.4375", "1 hop", "12 hops", "134.5M parameters", "2.8M FLOP", "23.41 ms"]
 
 
 def test_files_of_no_known_class_have_no_cost(tmp_path: Any) -> None:
