@@ -18,7 +18,6 @@ from evomerge.store.run_dir import RunDir
 from evomerge.terms import SPLITS
 from evomerge.yaml_files import read_yaml_mapping
 
-
 _RECIPE_ROOTS = {"route", "stack", "modules", "model", "preset"}  # what a recipe that is no merge begins with
 
 
