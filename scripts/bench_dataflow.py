@@ -51,12 +51,12 @@ def live_model(models: dict[str, Source], prefix_cache_bytes: int | None) -> Liv
     return LiveModel(models["base"], experts, "float32", "cpu", prefix_cache_bytes=prefix_cache_bytes)
 
 
-def edited_routes(models: dict[str, Source], depth: int, count: int) -> list[Recipe]:
+def edited_routes(models: dict[str, Source], depth: int, count: int, seed: int = 0) -> list[Recipe]:
     """The first population of a search over block sequences: the base with one to three random edits each.
 
     An edit drops a hop, repeats one, or takes the block of the expert; sorted as a search submits them.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     paths = []
     for _ in range(count):
         path = [("base", block) for block in range(depth)]
@@ -71,6 +71,13 @@ def edited_routes(models: dict[str, Source], depth: int, count: int) -> list[Rec
                 path[place] = ("expert", path[place][1])
         paths.append(path)
     return [route(models, [Hop(*hop) for hop in path]) for path in sorted(paths)]
+
+
+def shared_share(recipes: list[Recipe]) -> float:
+    """Part of all hops that some other route of the population has run on the same input."""
+    paths = [recipe.model.hops for recipe in recipes]  # type: ignore[union-attr]
+    distinct = {path[: end + 1] for path in paths for end in range(len(path))}
+    return 1 - len(distinct) / sum(map(len, paths))
 
 
 def bench_switch(live: LiveModel, models: dict[str, Source], depth: int) -> None:
@@ -195,6 +202,9 @@ def main() -> None:
     print(f"| {live.memory_plan} |")
     del live
     recipes = edited_routes(models, depth, options.candidates)
+    drawn = [shared_share(edited_routes(models, depth, options.candidates, seed)) for seed in range(100)]
+    print(f"| hops that the population shares, and the mean of 100 such populations | {drawn[0]:.0%}, "
+          f"{statistics.mean(drawn):.0%} | |")  # fmt: skip
     if "likelihoods" in options.parts:
         bench_likelihoods(models, recipes, options.rows)
     if "generation" in options.parts:
