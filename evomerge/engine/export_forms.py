@@ -29,6 +29,8 @@ COMPACT_NOTE = (
 )
 MERGEKIT_NOTE = "`mergekit_config.yml` makes the model with mergekit; there are no weights here."
 
+BY_PLACE = ("scale_attn_by_inverse_layer_idx",)  # settings by which a block's number enters its arithmetic
+
 
 @dataclass(frozen=True)
 class ExportPlan:
@@ -82,6 +84,7 @@ def plan_export(recipe: Recipe, form: str = "auto") -> ExportPlan:
     models, root = open_for_output(recipe)
     if not isinstance(root, Route):
         return ExportPlan("plain", "", recipe, models, root, models)
+    _check_places(root, models)
     hops = f"{len(root.hops)} hops"
     reason = f"{hops}, as asked for"
     if form != "compact":
@@ -96,6 +99,21 @@ def plan_export(recipe: Recipe, form: str = "auto") -> ExportPlan:
     compact = compact_route(root, models.architecture)
     stored_models, stored = open_for_output(replace(recipe, model=compact.route))
     return ExportPlan("compact", reason, recipe, models, stored, stored_models, compact=compact)
+
+
+def _check_places(route: Route, models: OpenModels) -> None:
+    """Refuse to move blocks that compute by their place; a checkpoint gives every block a new one.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    moved = any(hop.block != place for place, hop in enumerate(route.hops))
+    config = models.config_json()
+    if moved and (named := [name for name in BY_PLACE if config.get(name)]):
+        raise UserError(
+            f"the route moves blocks whose attention is scaled by their place ({named[0]}: true in config.json); no "
+            "checkpoint of it would give the model that was scored"
+        )
 
 
 def check_form(recipe: Recipe, form: str) -> None:

@@ -181,3 +181,10 @@ def test_an_interrupted_export_leaves_nothing_half_written(form: str, llamas: Mo
     with pytest.raises(Stopped):
         merge_to_disk(route(llamas, SCALED), tmp_path / "out", stop, form=form)
     assert not list(tmp_path.iterdir())
+
+
+def test_blocks_that_compute_by_their_place_stay_there(tmp_path: Path) -> None:
+    models = pair(tmp_path, "gpt2", scale_attn_by_inverse_layer_idx=True)
+    merge_to_disk(route(models, [("a", 0), ("b", 1, 0.5)]), tmp_path / "stays")
+    with pytest.raises(UserError, match="scale_attn_by_inverse_layer_idx"):
+        merge_to_disk(route(models, [("a", 1), ("a", 0)]), tmp_path / "moved")
