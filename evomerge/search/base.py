@@ -8,6 +8,8 @@ Order and ownership
   and tell calls gives the same proposals, bit for bit. No optimizer touches the global random state.
 - Fitness is maximised. A failed candidate is told as ``fitness=None``; each optimizer maps that to its own worst rank.
   NaN and infinities are never told.
+- Constraints: every optimizer prefers a candidate that keeps all of them to one that does not, and of two that do not
+  the one that misses them by less in sum; fitness decides among those that keep them.
 """
 
 from __future__ import annotations
@@ -33,12 +35,16 @@ class Proposal:
 class Result:
     """The fitness of a proposal, ``(M,)`` maximised, or None for a failure.
 
+    ``constraints`` has one number for each constraint of the problem: zero or less where it is kept, else by how much
+    it is missed. A failure has none.
+
     ``genotype`` is what was evaluated; it differs from the proposal's only when a replay on other hardware diverged.
     """
 
     index: int
     genotype: Array
     fitness: tuple[float, ...] | None
+    constraints: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,10 @@ class Problem:
         evaluations: how many evaluations the budget allows, None when only time limits it.
         noisy: True when candidates are scored on a subset of documents that may change or is small.
         workers: how many candidates are evaluated at once.
+        num_constraints: the length of every told result's ``constraints``.
+        reference_point: ``(M,)``, the corner from which hypervolume counts, in the units of the told fitness; empty =
+            unknown, then optimizers that need one learn it.
+        expert_fitness: ``(E, M)`` in the units of the told fitness, empty where the experts were not scored before.
     """
 
     genes: tuple[Gene, ...]
@@ -60,6 +70,9 @@ class Problem:
     evaluations: int | None = None
     noisy: bool = False
     workers: int = 1
+    num_constraints: int = 0
+    reference_point: tuple[float, ...] = ()
+    expert_fitness: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,23 @@ class Setting:
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """What evomerge knows of an optimizer without importing its library."""
+    """What evomerge knows of an optimizer without importing its library.
+
+    Attributes:
+        name: as written in experiments.
+        title: one line for people.
+        target: ``module:Class``.
+        settings: what a user may set.
+        gene_kinds: kinds of genes it handles.
+        multi_objective: whether it handles more than one objective.
+        min_objectives: fewest objectives it handles.
+        max_objectives: most objectives it handles, None = any number.
+        uses_experts: whether it makes use of ``Problem.expert_fitness``, so that a run scores the experts first.
+        min_genes: fewest genes it handles.
+        max_genes: most genes it handles, None = any number.
+        steady_state: whether results may be told one by one as they arrive.
+        paper: where it is described.
+    """
 
     name: str
     title: str
@@ -85,6 +114,9 @@ class OptimizerSpec:
     settings: tuple[Setting, ...] = ()
     gene_kinds: frozenset[GeneKind] = field(default_factory=lambda: frozenset({GeneKind.REAL}))
     multi_objective: bool = False
+    min_objectives: int = 1
+    max_objectives: int | None = None
+    uses_experts: bool = False
     min_genes: int = 1
     max_genes: int | None = None
     steady_state: bool = True

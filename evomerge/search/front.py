@@ -70,6 +70,48 @@ def hypervolume(fitness: npt.ArrayLike, reference: Sequence[float]) -> float:
     return float(moocore.hypervolume(useful, ref=corner, maximise=True)) if len(useful) else 0.0
 
 
+def contributions(fitness: npt.ArrayLike, reference: Sequence[float]) -> Array:
+    """Volume that only this row dominates, for each row: what the hypervolume loses without it.
+
+    Dominated rows, copies of another row, rows that do not exceed the reference everywhere and rows that are not
+    finite contribute nothing; dominated rows take nothing from others either.
+
+    Args:
+        fitness: ``(C, M)``, maximised.
+        reference: ``(M,)``.
+
+    Returns:
+        ``(C,)``.
+    """
+    rows, finite = _finite_rows(fitness)
+    corner = np.asarray(reference, dtype=np.float64)
+    found = np.zeros(len(rows), dtype=np.float64)
+    useful = finite & np.all(rows > corner, axis=1)
+    if useful.any():
+        found[useful] = moocore.hv_contributions(rows[useful], ref=corner, maximise=True)
+    return found
+
+
+def learnt_reference(fitness: npt.ArrayLike) -> Array:
+    """A corner for hypervolume where none is given: the worst finite value seen, less a tenth of the range.
+
+    Args:
+        fitness: ``(C, M)``, maximised.
+
+    Returns:
+        ``(M,)``.
+
+    Reference: Ishibuchi et al. 2018, How to specify a reference point in hypervolume calculation for fair performance
+    comparison, https://doi.org/10.1162/evco_a_00226.
+    """
+    rows, finite = _finite_rows(fitness)
+    if not finite.any():
+        return np.zeros(rows.shape[1], dtype=np.float64)
+    worst, best = rows[finite].min(axis=0), rows[finite].max(axis=0)
+    found: Array = worst - 0.1 * np.maximum(best - worst, 1e-7)
+    return found
+
+
 def _finite_rows(fitness: npt.ArrayLike) -> tuple[Array, npt.NDArray[np.bool_]]:
     rows = np.asarray(fitness, dtype=np.float64)
     if rows.ndim != 2 or rows.shape[1] == 0:
