@@ -33,7 +33,7 @@ class CmaPareto(CmaesFamily):
     """CMA-ES told Pareto rank and hypervolume contribution; with more than 128 genes its covariance is diagonal.
 
     Args:
-        problem: real genes, any number of objectives.
+        problem: real genes, two objectives or more.
         archive_size: most members of the archive that candidates are ranked against.
         **shared: the settings of the family.
     """

@@ -33,7 +33,7 @@ from evomerge.search.cma_mixed import MixedCoordinates
 from evomerge.search.feasibility import feasible_first
 from evomerge.search.front import learnt_reference
 from evomerge.search.gene_box import GeneBox
-from evomerge.search.population import cma_population_size
+from evomerge.search.population import cma_population_size, num_kernels
 from evomerge.search.proposal_ledger import ProposalLedger, Returned
 from evomerge.search.single_thread import SingleThread
 from evomerge.search.uncrowded import staircase, uncrowded_improvement
@@ -85,7 +85,7 @@ class ComoCatCma(Optimizer):
 
     Args:
         problem: two objectives, any genes.
-        kernels: points that shall cover the front.
+        kernels: points that shall cover the front, ``auto`` = as many as the budget updates twelve times.
         kernel_population: candidates of one kernel update, ``auto`` = ``4 + floor(3 ln n)``.
         sigma: initial standard deviation as a fraction of each gene's range.
         start_at_initial: let one kernel start at the genes' initial values; the others start anywhere.
@@ -96,7 +96,7 @@ class ComoCatCma(Optimizer):
         self,
         problem: Problem,
         *,
-        kernels: int,
+        kernels: int | Literal["auto"],
         kernel_population: int | Literal["auto"],
         sigma: float,
         start_at_initial: bool,
@@ -106,6 +106,7 @@ class ComoCatCma(Optimizer):
         num_genes = len(problem.genes)
         self.sigma = sigma
         self._size = cma_population_size(num_genes) if kernel_population == "auto" else kernel_population
+        self._num_kernels = num_kernels(problem.evaluations, self._size) if kernels == "auto" else kernels
         self._box = GeneBox(problem.genes)
         self._mixed = MixedCoordinates(problem)
         self._restarts = restarts
@@ -113,9 +114,8 @@ class ComoCatCma(Optimizer):
         self._ledger: ProposalLedger[Draw] = ProposalLedger(num_genes, problem.num_objectives, problem.num_constraints)
         self._seen: list[tuple[float, ...]] = []  # worst and best of each objective, for a learnt reference point
         self._retired: list[tuple[float, float]] = []
-        self._num_kernels = kernels
         self._rng = np.random.RandomState(derive_seed(problem.seed, "como_catcma") % 2**32)
-        seeds = self._rng.randint(0, 2**32, size=kernels, dtype=np.uint32)
+        seeds = self._rng.randint(0, 2**32, size=self._num_kernels, dtype=np.uint32)
         self._order: deque[int] = deque()
         with self._single_thread():
             self._kernels = [
@@ -124,7 +124,7 @@ class ComoCatCma(Optimizer):
             ]
             self._queue: deque[Draw] = deque()
             current = self._upcoming(0)
-            for index in range(kernels):
+            for index in range(self._num_kernels):
                 if index == current:
                     self._enqueue_samples(index)
                 else:

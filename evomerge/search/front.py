@@ -87,7 +87,10 @@ def contributions(fitness: npt.ArrayLike, reference: Sequence[float]) -> Array:
     corner = np.asarray(reference, dtype=np.float64)
     found = np.zeros(len(rows), dtype=np.float64)
     useful = finite & np.all(rows > corner, axis=1)
-    if useful.any():
+    if rows.shape[1] == 1 and useful.any():  # the library wants two objectives
+        volumes = np.sort(np.append(rows[useful], corner))[::-1]
+        found[useful] = np.where(rows[useful, 0] == volumes[0], volumes[0] - volumes[1], 0.0)
+    elif useful.any():
         found[useful] = moocore.hv_contributions(rows[useful], ref=corner, maximise=True)
     return found
 

@@ -31,6 +31,7 @@ PARETO_SPECS = (
             ),
         ),
         multi_objective=True,
+        min_objectives=2,
         paper="after Igel et al. 2007, https://doi.org/10.1162/evco.2007.15.1.1",
     ),
     OptimizerSpec(
@@ -38,7 +39,14 @@ PARETO_SPECS = (
         title="Several CatCMA distributions that spread along the front of two objectives",
         target="evomerge.search.como_catcma:ComoCatCma",
         settings=(
-            Setting("kernels", "int", 10, "points that shall cover the front", low=2, high=100),
+            Setting(
+                "kernels",
+                "int_or_auto",
+                "auto",
+                "points that shall cover the front; auto = as many as the budget updates 12 times, from 3 to 10",
+                low=2,
+                high=100,
+            ),
             Setting(
                 "kernel_population",
                 "int_or_auto",
@@ -75,7 +83,7 @@ PARETO_SPECS = (
                 "polynomial mutation",
                 choices=("iso_line", "sbx"),
             ),
-            Setting("spread", "float", 0.05, "of iso_line: own step as a fraction of the range", low=0, high=1),
+            Setting("spread", "float", 0.1, "of iso_line: own step as a fraction of the range", low=0, high=1),
             Setting("reach", "float", 0.2, "of iso_line: step as a fraction of the distance", low=0, high=10),
             Setting("crossover_eta", "float", 20.0, "of sbx: larger = nearer to the parents", low=0, high=1000),
             Setting("mutation_eta", "float", 20.0, "of sbx: larger = smaller mutations", low=0, high=1000),
@@ -98,7 +106,7 @@ PARETO_SPECS = (
             Setting("alpha_low", "float", 0.5, "weight of the worst score in drawing parents", low=0, high=10),
             Setting("alpha_high", "float", 0.8, "weight of the best score in drawing parents", low=0, high=10),
             Setting("crossover_spread", "float", 0.03, "deviation of the parents' weights around 1", low=0, high=1),
-            Setting("mutation_spread", "float", 0.05, "mutation as a fraction of each gene's range", low=0, high=1),
+            Setting("mutation_spread", "float", 0.1, "mutation as a fraction of each gene's range", low=0, high=1),
         ),
         gene_kinds=_ALL_KINDS,
         multi_objective=True,

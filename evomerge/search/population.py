@@ -31,3 +31,10 @@ def num_divisions(num_objectives: int, population_size: int) -> int:
     while divisions < 100 and math.comb(num_objectives + divisions, divisions + 1) <= population_size:
         divisions += 1
     return divisions
+
+
+def num_kernels(evaluations: int | None, kernel_population: int) -> int:
+    """Default number of kernels: as many as the budget updates twelve times, between 3 and 10."""
+    if evaluations is None:
+        return 10
+    return min(10, max(3, evaluations // (12 * (kernel_population + 1))))
