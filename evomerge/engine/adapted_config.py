@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,9 +76,11 @@ def adapted_config(
 
 def _per_block(reference: Path, text: Any, blocks: Sequence[tuple[Path, int]]) -> dict[str, Any]:
     """What the configuration says per block, for the new blocks; patterns (sliding windows) come as explicit lists."""
-    tables = {path: _tables(load_config(path).get_text_config()) for path in dict.fromkeys(path for path, _ in blocks)}
+    tables = {
+        path: block_tables(load_config(path).get_text_config()) for path in dict.fromkeys(path for path, _ in blocks)
+    }
     found: dict[str, Any] = {}
-    for name in _tables(text):
+    for name in block_tables(text):
         lacking = [path for path, table in tables.items() if name not in table]
         if lacking:
             raise UserError(f"{lacking[0]}: its configuration has no {name} for each block, unlike {reference}")
@@ -91,8 +94,23 @@ def _per_block(reference: Path, text: Any, blocks: Sequence[tuple[Path, int]]) -
     return found
 
 
-def _tables(text: Any) -> dict[str, list[Any]]:
-    """Every list of a configuration that has one entry for each block."""
+def load_adapted_config(reference: Path, blocks: Sequence[tuple[Path, int]]) -> Any:
+    """As ``adapted_config``, as transformers reads it.
+
+    Args:
+        reference: directory whose configuration is taken.
+        blocks: for every block of the new model the directory and block that it comes from.
+
+    Raises:
+        UserError: the configuration lists something per block that another model's does not.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "config.json").write_text(json.dumps(adapted_config(reference, blocks, None)))
+        return load_config(Path(directory))
+
+
+def block_tables(text: Any) -> dict[str, list[Any]]:
+    """Every list of a model's configuration that has one entry for each block, by name."""
     depth = text.num_hidden_layers
     return {
         name: value

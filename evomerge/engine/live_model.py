@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-import threading
 import time
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -14,14 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from evomerge.engine.adapted_models import check_live, cut_to_depth
-from evomerge.engine.architecture import Architecture, Slot, load_config, model_factories
+from evomerge.engine.architecture import Architecture, load_config, model_factories
+from evomerge.engine.block_places import BlockPlaces
+from evomerge.engine.depth_groups import DepthGroups
+from evomerge.engine.live_routes import LiveRoutes
 from evomerge.engine.model_tensors import OpenModels
 from evomerge.engine.sources import resolve_source
-from evomerge.engine.tensor_merge import DTYPES, OutputDtype, PendingTensor, TensorMerger, check_finite
+from evomerge.engine.tensor_merge import DTYPES, OutputDtype, TensorMerger
 from evomerge.engine.tensor_threads import TensorThreads
+from evomerge.engine.tensor_writer import Scratch, TensorWriter
 from evomerge.errors import UserError
-from evomerge.methods.elementwise import checked_copy
-from evomerge.recipes.recipe import Node, Recipe, Source
+from evomerge.recipes.recipe import Recipe, Route, Source
 
 
 class LiveModel:
@@ -40,6 +41,8 @@ class LiveModel:
         device: str = "auto",
         threads: int | None = None,
         state_memory_bytes: int | None = None,
+        *,
+        any_depth: bool = False,
     ) -> None:
         """Open and check all models, then load the reference (the base, else the first expert).
 
@@ -52,6 +55,7 @@ class LiveModel:
             threads: torch threads on CPU; None leaves them as they are.
             state_memory_bytes: cap on prepared merge state; None = half of what is free on the device now. What does
                 not fit is prepared again for every candidate.
+            any_depth: whether experts may be of another depth than the reference, as only routes can use them.
 
         Raises:
             UserError: models that are missing or do not fit together, naming tensors and shapes; unknown dtype, device.
@@ -63,18 +67,19 @@ class LiveModel:
         if threads is not None:
             torch.set_num_threads(threads)
         self.device = choose_device(device)
-        self.models = OpenModels(self.reference, sources)
+        self._groups = DepthGroups(self.reference, sources, any_depth)
+        self.models = self._groups.main
         self.dtype = choose_dtype(dtype, self.device, self.models.get(self.reference).stored_dtype)
         self.model: Any = self._load()
-        self._parameters = dict(self.model.named_parameters())
-        self.model_bytes = sum(p.numel() * p.element_size() for p in self._parameters.values())
-        cap = _default_state_bytes(self.device) if state_memory_bytes is None else state_memory_bytes
+        parameters: dict[str, Tensor] = dict(self.model.named_parameters())
+        self.model_bytes = sum(p.numel() * p.element_size() for p in parameters.values())
+        self._state_cap = _default_state_bytes(self.device) if state_memory_bytes is None else state_memory_bytes
         num_threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._threads = TensorThreads(num_threads, self.architecture)
-        self._merger = TensorMerger(self.models, self.device, cap, self._threads)
-        self._scratch: dict[tuple[int, torch.dtype], Tensor] = {}  # by thread
-        self._holds: dict[str, Hashable] = {}  # parameters whose content no candidate of the same models changes
-        self._upper: dict[str, Tensor] = {}  # bf16 views of fp32 parameters that hold nothing more precise
+        self._mergers: dict[int, TensorMerger] = {}  # by id of the group of models
+        self._scratch = Scratch(self.device)
+        self._writer = self._new_writer(parameters)
+        self._routes: LiveRoutes | None = None  # from the first route on
         if self.models.get(self.reference).adapter is not None or not self._loaded_as_tied:
             self.apply(Recipe(self.reference))
 
@@ -101,27 +106,34 @@ class LiveModel:
     @property
     def prepared_bytes(self) -> int:
         """Bytes of merge state held between candidates."""
-        return self._merger.state_bytes
+        return sum(merger.state_bytes for merger in self._mergers.values())
 
     @property
     def prepare_seconds(self) -> float:
         """Seconds spent so far on preparing merge state, added up over threads."""
-        return self._merger.prepare_seconds
+        return sum(merger.prepare_seconds for merger in self._mergers.values())
+
+    @property
+    def lane_bytes(self) -> int:
+        """Bytes of blocks held for routes beside the live model's own."""
+        return 0 if self._routes is None else sum(lane.num_bytes for lane in self._routes.lanes)
 
     @property
     def memory_plan(self) -> str:
         """One line: what this worker holds in memory and what it shares."""
-        merger, free = self._merger, torch.get_num_threads()
-        scratch = sum(tensor.nbytes for tensor in self._scratch.values())
+        free, groups = torch.get_num_threads(), self._groups.all
         where = f"{self.device}" + (f", {free} threads" if self.device.type == "cpu" else "")
+        mapped = f"{_megabytes(sum(group.file_bytes for group in groups))} (page cache, shared)"
         parts = [
             f"live model {_megabytes(self.model_bytes)} ({_name(self.dtype)}, {where})",
-            f"prepared merge state {_megabytes(merger.state_bytes)} of at most {_megabytes(merger.state_memory_bytes)}",
-            f"scratch {_megabytes(scratch)}",
-            f"{self.models.num_models} models mapped, {_megabytes(self.models.file_bytes)} (page cache, shared)",
+            f"prepared merge state {_megabytes(self.prepared_bytes)} of at most {_megabytes(self._state_cap)}",
+            f"scratch {_megabytes(self._scratch.num_bytes)}",
+            f"{sum(group.num_models for group in groups)} models mapped, {mapped}",
         ]
-        if merger.not_kept:
-            parts.append(f"state of {len(merger.not_kept)} tensors does not fit and is prepared for each candidate")
+        if self._routes is not None:
+            parts.insert(1, f"{len(self._routes.lanes)} lanes of blocks {_megabytes(self.lane_bytes)}")
+        if not_kept := set().union(*(merger.not_kept for merger in self._mergers.values())):
+            parts.append(f"state of {len(not_kept)} tensors does not fit and is prepared for each candidate")
         return "; ".join(parts)
 
     def check(self) -> None:
@@ -130,10 +142,11 @@ class LiveModel:
         Raises:
             InvalidInput: naming models, tensors and shapes.
         """
-        self.models.check()
+        for group in self._groups.all:
+            group.check()
 
     def apply(self, recipe: Recipe) -> float:
-        """Make the live model this recipe's merge.
+        """Make the live model this recipe's merge, or let it run the recipe's route.
 
         Args:
             recipe: may name any models that fit the reference.
@@ -148,75 +161,38 @@ class LiveModel:
         started = time.perf_counter()
         output = OutputDtype(recipe, self.models)
         check_live(recipe)
+        if isinstance(recipe.model, Route):
+            if self._routes is None:
+                self._routes = LiveRoutes(self.model, self._groups, self._writer, self._merger, self._new_writer)
+            self._routes.apply(recipe)
+            return time.perf_counter() - started
         root = cut_to_depth(recipe, self.architecture.num_blocks)
-        self._merger.start_candidate(root)
-        sums: dict[str, Tensor] = {}
-
-        self._prepare(root)
-        try:
-            self._write_all(root, output, sums)
-            check_finite([(slot.name, sums[slot.name]) for slot in self.architecture.slots if slot.name in sums])
-        except BaseException:
-            self._holds.clear()
-            raise
+        if self._groups.any_depth:
+            BlockPlaces(self._groups.depth, self.architecture).depth(root)
+        merger = self._merger(self.models)
+        merger.start_candidate(root)
+        if self._routes is not None:
+            self._routes.leave()
+        self._writer.write(merger, root, self.architecture.slots, output.of)
         return time.perf_counter() - started
 
-    def _prepare(self, root: Node) -> None:
-        """Prepare what is missing, several tensors at a time: sorting and the like is slow and uses one core each."""
-        slots = sorted(self.architecture.slots, key=lambda slot: -slot.num_elements)
-        missing = [slot for slot in slots if not self._merger.is_prepared(root, slot)]
-
-        def prepare(slot: Slot) -> None:
-            with torch.no_grad():
-                self._merger.pending(root, slot)
-
-        if missing:
-            self._threads.each(prepare, missing)
-
-    def _write_all(self, root: Node, output: OutputDtype, sums: dict[str, Tensor]) -> None:
-        def write(slot: Slot) -> None:
-            with torch.no_grad():
-                self._write(self._merger.pending(root, slot), output.of(slot), sums)
-
-        slots = sorted(self.architecture.slots, key=lambda slot: -slot.num_elements)
-        # What one core would still be busy with when the others are done is split over all of them.
-        share = sum(slot.num_elements for slot in slots) // (2 * self._threads.num_workers)
-        for slot in slots:
-            if slot.num_elements > share:
-                write(slot)
-        self._threads.each(write, [slot for slot in slots if slot.num_elements <= share])
-
-    def _write(self, pending: PendingTensor, output: torch.dtype, sums: dict[str, Tensor]) -> None:
-        slot = pending.slot
-        held = None if pending.constant is None else (pending.constant, output)
-        if held is not None and self._holds.get(slot.name) == held:
-            return
-        self._holds.pop(slot.name, None)
-        parameter = self._parameters[slot.name]
-        # A dtype at least as wide as the method's fp32 adds no rounding of its own.
-        is_direct = output in (parameter.dtype, torch.float32, torch.float64)
-        if output == torch.bfloat16 and _has_upper_halves(parameter):
-            self._merger.write(pending, self._upper_halves(slot.name, parameter))
-            sums[slot.name] = checked_copy(None, parameter)
+    @contextmanager
+    def out_of_route(self) -> Iterator[None]:
+        """The model looks as it does outside routes while the context lasts; its weights are the last recipe's."""
+        if self._routes is None:
+            yield
         else:
-            self._upper.pop(slot.name, None)
-            target = parameter if is_direct else self._scratch_for(slot, output)
-            self._merger.write(pending, target)
-            sums[slot.name] = checked_copy(None if is_direct else parameter, target)
-        if held is not None:
-            self._holds[slot.name] = held
+            with self._routes.aside():
+                yield
 
-    def _upper_halves(self, name: str, parameter: Tensor) -> Tensor:
-        """A view to write bf16 on, which is the upper half of the same number in fp32, the lower one being 0."""
-        if name not in self._upper:
-            self._upper[name] = parameter.zero_().view(torch.bfloat16)[..., 1::2]
-        return self._upper[name]
+    def _merger(self, group: OpenModels) -> TensorMerger:
+        if id(group) not in self._mergers:
+            cap = self._state_cap // len(self._groups.all)
+            self._mergers[id(group)] = TensorMerger(group, self.device, cap, self._threads)
+        return self._mergers[id(group)]
 
-    def _scratch_for(self, slot: Slot, dtype: torch.dtype) -> Tensor:
-        key = (threading.get_ident(), dtype)
-        if key not in self._scratch or self._scratch[key].numel() < slot.num_elements:
-            self._scratch[key] = torch.empty(slot.num_elements, dtype=dtype, device=self.device)
-        return self._scratch[key][: slot.num_elements].view(slot.shape)
+    def _new_writer(self, parameters: dict[str, Tensor]) -> TensorWriter:
+        return TensorWriter(parameters, self._threads, self._scratch)
 
     def _load(self) -> nn.Module:
         directory = resolve_source(self.reference)
@@ -276,11 +252,6 @@ def cpu_computes_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 matrices in hardware; without that float32 is several times faster."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, name, bool)()) for name in checks)
-
-
-def _has_upper_halves(parameter: Tensor) -> bool:
-    is_whole = parameter.dim() > 0 and parameter.is_contiguous()
-    return parameter.dtype == torch.float32 and is_whole and sys.byteorder == "little"
 
 
 @contextmanager

@@ -114,7 +114,7 @@ def plan_block(
     return GenerationBlock(tuple(chunks), lengths, tuple(stops), max_new_tokens, tuple(requests))
 
 
-def why_not_greedy(model: Any, tokenizer: Any, stops: Sequence[str], longest: int) -> str | None:
+def why_not_greedy(model: Any, tokenizer: Any, stops: Sequence[str], longest: int, config: Any = None) -> str | None:
     """Why the loop here would not give lm-eval's text for this model and these stop strings; None when it does.
 
     Args:
@@ -122,14 +122,16 @@ def why_not_greedy(model: Any, tokenizer: Any, stops: Sequence[str], longest: in
         tokenizer: its tokenizer.
         stops: strings that end a row.
         longest: tokens of the longest prompt and answer together.
+        config: what the model is like; None = the model's configuration.
     """
+    config = model.config if config is None else config
     parameters = inspect.signature(model.forward).parameters
     missing = [name for name in ("position_ids", "past_key_values", "logits_to_keep") if name not in parameters]
     if missing:
         return f"the model's forward takes no {missing[0]}"
-    if model.config.is_encoder_decoder:
+    if config.is_encoder_decoder:
         return "the model is an encoder-decoder"
-    layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
+    layers = DynamicCache(config=config.get_text_config(decoder=True)).layers
     kinds = {type(layer).__name__ for layer in layers}
     if not kinds <= {"DynamicLayer", "DynamicSlidingWindowLayer"}:
         return f"the model's cache has layers of other kinds ({', '.join(sorted(kinds))})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import logging
@@ -66,6 +67,8 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
     def __init__(self, model: Any, tokenizer: Any, batch_size: int | None = None, exact: bool = False) -> None:
         with lm_eval_conditions():
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size or STOCK_ROWS)
+        # Requests are laid out for the model as it is now: a candidate may change how many blocks run.
+        self._plain_config = copy.deepcopy(model.config)
         self._asked_batch_size = batch_size
         self._exact = exact
         self._captured: list[Any] | None = None
@@ -166,7 +169,7 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
                 reason = "max_gen_toks leaves no room for the prompt"
             prompts = [] if reason else self._prompts([requests[index] for index in members], new_tokens)
             longest = max(map(len, prompts), default=0) + new_tokens
-            reason = reason or why_not_greedy(self.model, self.tokenizer, stops, longest)
+            reason = reason or why_not_greedy(self.model, self.tokenizer, stops, longest, self._plain_config)
             if reason is not None:
                 self._notes["generate_until"] = reason
                 logger.info("generation runs through lm-eval's own loop: %s", reason)
@@ -191,7 +194,7 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
 
     def _generation_rows(self, longest: int) -> int:
         """Rows of a block: as many as keep its cache small; the same on every machine."""
-        config = self.model.config.get_text_config(decoder=True)
+        config = self._plain_config.get_text_config(decoder=True)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         row = 2 * config.num_hidden_layers * heads * size * longest * self.model.dtype.itemsize

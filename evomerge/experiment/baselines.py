@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from evomerge.experiment.config import FinishConfig
-from evomerge.recipes.recipe import Merge, Node, Recipe, Rule, Source
+from evomerge.recipes.recipe import Hop, Merge, Node, Recipe, Rule, Source, route_through
 
 Experts = tuple[tuple[str, Source], ...]
 
 
 def baseline_recipes(
-    base: Source | None, experts: Experts, settings: FinishConfig, dtype: str | None
+    base: Source | None,
+    experts: Experts,
+    settings: FinishConfig,
+    dtype: str | None,
+    depths: Mapping[str, int] | None = None,
 ) -> dict[str, Recipe]:
     """Named baselines: the base, each expert, the uniform soup, task arithmetic at fixed strengths, default TIES.
 
-    Task arithmetic and TIES need a base and are left out without one.
+    Task arithmetic and TIES need a base and are left out without one. Models of different depth cannot be merged; then
+    the base and the experts are all, each as a route through its own blocks.
 
     Args:
         base: the common ancestor, or None.
         experts: (name, model) in the experiment's order.
         settings: strengths and density.
         dtype: stored dtype of the merged weights, None = the base's own.
+        depths: number of blocks by name, as far as known.
     """
+    if depths and len(set(depths.values())) > 1:
+        return _whole_routes(base, experts, depths, dtype)
     reference = base or experts[0][1]
 
     def recipe(model: Node) -> Recipe:
@@ -40,4 +50,19 @@ def baseline_recipes(
         density = settings.ties_density
         trimmed = (("coefficient", (Rule(1.0),)), ("density", (Rule(density),)))
         found[f"ties density {density:g}"] = recipe(Merge("ties", experts, base, trimmed))
+    return found
+
+
+def _whole_routes(
+    base: Source | None, experts: Experts, depths: Mapping[str, int], dtype: str | None
+) -> dict[str, Recipe]:
+    """The base and each expert, as routes through all their blocks."""
+    named = [
+        *([] if base is None else [("base", "base", base)]),
+        *((f"expert {name}", name, at) for name, at in experts),
+    ]
+    found: dict[str, Recipe] = {}
+    for title, name, source in named:
+        hops = [Hop(name, block) for block in range(depths[name])]
+        found[title] = Recipe(route_through({name: source}, hops, name), dtype=dtype)
     return found

@@ -12,7 +12,7 @@ from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 from evomerge.evaluation.fitness_yaml import FitnessSpec, load_fitness
 from evomerge.evaluation.statistics import Interval, score_interval
 from evomerge.experiment.merging import as_recipe
-from evomerge.recipes.recipe import Recipe, Source
+from evomerge.recipes.recipe import Recipe, Route, Source
 from evomerge.runtime.build import worker_factory
 from evomerge.runtime.executor import Job, WorkerPlan
 from evomerge.runtime.inline_executor import InlineExecutor
@@ -71,6 +71,7 @@ def evaluate(
         fitness=tuple(config.model_dump(mode="json") for config in configs),
         documents=plan.to_json(),
         import_paths=imports,
+        lanes=len(recipe.model.models) if isinstance(recipe.model, Route) else 0,
     )
     chosen = settings or RuntimeSettings(executor="inline")
     executor = InlineExecutor(worker_factory(chosen, worker_plan, plan_resources(chosen, local_machine())))

@@ -39,7 +39,7 @@ def baseline_jobs(loaded: Experiment, done: Mapping[str, object]) -> Iterator[Jo
 def _baselines(loaded: Experiment) -> dict[str, Recipe]:
     if not loaded.config.finish.baselines:
         return {}
-    return baseline_recipes(loaded.base, loaded.experts, loaded.config.finish, loaded.config.dtype)
+    return baseline_recipes(loaded.base, loaded.experts, loaded.config.finish, loaded.config.dtype, loaded.depths)
 
 
 class Finish:

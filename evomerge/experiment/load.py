@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from evomerge.engine.architecture import Architecture
-from evomerge.engine.model_tensors import check_models
 from evomerge.engine.sources import SourceStatus, describe_source
 from evomerge.errors import InvalidInput, Problem, UserError, did_you_mean
 from evomerge.evaluation.fitness_yaml import FitnessConfig, load_fitness, objective_names
 from evomerge.evaluation.python_fitness import add_import_paths
 from evomerge.experiment.config import ExperimentConfig
+from evomerge.experiment.model_facts import ModelFacts, find_model_facts
 from evomerge.experiment.overrides import apply_overrides
 from evomerge.presets import preset_dir
 from evomerge.recipes.recipe import Source
 from evomerge.search import base as search
 from evomerge.search.catalogue import SPECS, validate_optimizer
+from evomerge.spaces.joint_config import data_flow_of
 from evomerge.spaces.space import SearchSpace
 from evomerge.spaces.space_yaml import SpaceModels, build_space, load_space
 from evomerge.terms import derive_seed
@@ -46,6 +46,7 @@ class Experiment:
         sources: what is known of each model.
         resolved: the file with presets written out; what the run directory keeps.
         notes: lines worth telling, for example what would be downloaded.
+        depths: number of blocks of the models that are on this machine, by name (``base``, experts).
     """
 
     config: ExperimentConfig
@@ -58,6 +59,7 @@ class Experiment:
     sources: tuple[SourceStatus, ...]
     resolved: dict[str, Any]
     notes: tuple[str, ...] = field(default=())
+    depths: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_objectives(self) -> int:
@@ -140,13 +142,12 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
     fitness = collect(lambda: load_fitness(config.fitness, f"{where}: fitness", folder))
     report = collect(lambda: load_fitness(config.report, f"{where}: report", folder)) if config.report else []
     space_config = collect(lambda: load_space(config.search_space, f"{where}: search_space", folder))
-    architecture = collect(lambda: _architecture(sources, base or experts[0][1]))
-    num_blocks = None if architecture is None else architecture.num_blocks
-    tensors = tuple((slot.name, slot.component) for slot in ([] if architecture is None else architecture.slots))
-    note = "" if num_blocks else "block groups are checked once the models are on this machine"
+    here = [status.source for status in sources if status.ready]
+    facts = collect(lambda: find_model_facts(base, experts, here, space_config)) or ModelFacts()
     space = None
     if space_config is not None:
-        models = SpaceModels(base, experts, num_blocks, derive_seed(config.seed, "masks"), config.dtype, tensors)
+        seed = derive_seed(config.seed, "masks")
+        models = SpaceModels(base, experts, facts.num_blocks, seed, config.dtype, facts.tensors, facts.shapes)
         space = collect(lambda: build_space(space_config, models))
     problems += _optimizer_problems(config, where, space, fitness)
     if problems:
@@ -157,8 +158,14 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
     resolved = _resolved(
         config, space_config.model_dump(mode="json", exclude_defaults=True, by_alias=True), fitness, report
     )
-    notes = (*([note] if note else []), *(f"{s.source}: {s.message}" for s in sources if not s.ready))
-    return Experiment(config, where, base, experts, space, tuple(fitness), tuple(report), sources, resolved, notes)
+    notes = (
+        *_late_checks(space_config, space, facts),
+        *facts.notes,
+        *(f"{s.source}: {s.message}" for s in sources if not s.ready),
+    )
+    return Experiment(
+        config, where, base, experts, space, tuple(fitness), tuple(report), sources, resolved, notes, facts.depths
+    )
 
 
 def _given(source: Source | None) -> list[Source]:
@@ -169,16 +176,13 @@ def _unusable(status: SourceStatus) -> bool:
     return status.state in ("missing", "zoo_to_build")
 
 
-def _architecture(sources: Sequence[SourceStatus], reference: Source) -> Architecture | None:
-    """What the models have in common, None while the reference is not on this machine.
-
-    Raises:
-        UserError: the models do not fit together, told by tensor and shape.
-    """
-    here = [status.source for status in sources if status.ready]
-    if reference not in here:
-        return None
-    return check_models([reference, *(source for source in here if source != reference)])
+def _late_checks(config: object, space: SearchSpace | None, facts: ModelFacts) -> Iterator[str]:
+    """What can be checked only once the models are on this machine."""
+    if data_flow_of(config) is None:
+        if facts.num_blocks is None:
+            yield "block groups are checked once the models are on this machine"
+    elif space is None:
+        yield "paths are checked once the models are on this machine; give the search space `depths` to check them now"
 
 
 def _optimizer_problems(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from evomerge.engine.sources import fingerprint
 from evomerge.errors import ResumeRefused
@@ -22,6 +23,15 @@ from evomerge.runtime.resources import RuntimeSettings
 from evomerge.store.manifest import Manifest, build_manifest, compare_manifests, load_manifest
 from evomerge.store.run_dir import RunDir
 from evomerge.terms import Objective
+
+
+@runtime_checkable
+class MakesRoutes(Protocol):
+    """A search space whose candidates may be routes."""
+
+    @property
+    def num_lanes(self) -> int:
+        """Sets of blocks that its routes may need beside those of the model that lends the architecture."""
 
 
 def find_objectives(loaded: Experiment, plan: DocumentPlan) -> tuple[Objective, ...]:
@@ -86,6 +96,7 @@ def start_executor(loaded: Experiment, plan: DocumentPlan, population_size: int,
         report=tuple(item.model_dump(mode="json") for item in loaded.report),
         documents=plan.to_json(),
         import_paths=config.import_paths,
+        lanes=loaded.space.num_lanes if isinstance(loaded.space, MakesRoutes) else 0,
     )
     return build_executor(runtime_settings(config.runtime), worker_plan, max_useful=population_size, early=early)
 
@@ -98,7 +109,8 @@ def describe_run(loaded: Experiment, plan: DocumentPlan) -> Manifest:
     """
     names = {**({"base": loaded.base} if loaded.base else {}), **dict(loaded.experts)}
     models = {name: fingerprint(source) for name, source in names.items()}
-    named = loaded.resolved["search_space"].get("method", [])
+    space = loaded.resolved["search_space"]
+    named = (space["parameters"] if space["kind"] == "joint" else space).get("method", [])
     own = [name for name in ([named] if isinstance(named, str) else named) if ":" in name]
     methods = {name: source_fingerprint(name) for name in own}
     return build_manifest(loaded.resolved, loaded.fingerprint, models, plan.to_json(), methods=methods)

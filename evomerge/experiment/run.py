@@ -66,11 +66,11 @@ def run(
     """
     view = view or QuietView()
     loaded = load_experiment(experiment, overrides)
-    for status in loaded.sources:
-        if not status.ready:
-            view.note(f"{status.source}: {status.message}")
-            resolve_source(status.source)
-    if loaded.space is None:
+    absent = [status for status in loaded.sources if not status.ready]
+    for status in absent:
+        view.note(f"{status.source}: {status.message}")
+        resolve_source(status.source)
+    if absent:  # what could not be checked without them
         loaded = load_experiment(experiment, overrides)
     with ExitStack() as stack:
         early = start_ray(loaded, stack)

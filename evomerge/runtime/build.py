@@ -62,7 +62,7 @@ def worker_factory(settings: RuntimeSettings, plan: WorkerPlan, resources: Resou
 
 
 def estimate_worker_bytes(plan: WorkerPlan, dtype: str = "auto", state_memory_bytes: int | None = None) -> int:
-    """Memory of one worker on CPU: live model, prepared state, process. Mapped checkpoints are shared and not counted.
+    """Memory of one worker on CPU: live model, lanes, prepared state, process. Mapped files are shared, not counted.
 
     Args:
         plan: its models are looked up, and downloaded where that is allowed.
@@ -86,7 +86,7 @@ def estimate_worker_bytes(plan: WorkerPlan, dtype: str = "auto", state_memory_by
     is_half = dtype in ("bfloat16", "float16") or (dtype == "auto" and cpu_computes_bfloat16())
     live_bytes = num_values * (2 if is_half else 4)
     state_bytes = stored_bytes if state_memory_bytes is None else min(stored_bytes, state_memory_bytes)
-    return live_bytes + state_bytes + PROCESS_BYTES
+    return live_bytes * (1 + plan.lanes) + state_bytes + PROCESS_BYTES
 
 
 def _build_ray(

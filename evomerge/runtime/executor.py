@@ -26,6 +26,9 @@ class WorkerPlan:
         state_memory_bytes: cap on prepared merge state, None = no cap.
         import_paths: folders put on ``sys.path`` for ``python:`` fitness functions.
         report: plain dicts of fitness configs that are only scored, beside the others, on held-out documents.
+        lanes: sets of blocks that routes may need beside the live model's own; 0 = no candidate is a route, and all
+            models must be equally deep.
+        prefix_cache_bytes: cap on what routes keep of hops that the next candidate may share, None = the engine's own.
     """
 
     base: Source | None
@@ -39,6 +42,8 @@ class WorkerPlan:
     state_memory_bytes: int | None = None
     import_paths: tuple[str, ...] = ()
     report: tuple[dict[str, Any], ...] = ()
+    lanes: int = 0
+    prefix_cache_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,9 @@ class Worker:
         self._batch_size = plan.batch_size
         with isolated_evaluation(index, plan.threads):
             self._live = LiveModel(
-                plan.base, plan.experts, plan.dtype, plan.device, plan.threads, plan.state_memory_bytes
-            )
+                plan.base, plan.experts, plan.dtype, plan.device, plan.threads, plan.state_memory_bytes,
+                any_depth=plan.lanes > 0,
+            )  # fmt: skip
             self._evaluator = self._build_evaluator(plan.fitness)
         self._start_seconds = time.monotonic() - began
 
@@ -104,7 +105,8 @@ class Worker:
 
         settings = EvaluatorSettings(batch_size=self._batch_size, import_paths=self._plan.import_paths)
         evaluator = build_evaluator(configs, self._plan.documents, settings)
-        evaluator.bind(self._live.model, self._live.tokenizer)
+        with self._live.out_of_route():
+            evaluator.bind(self._live.model, self._live.tokenizer)
         return evaluator
 
     @cached_property

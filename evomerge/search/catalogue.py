@@ -18,6 +18,8 @@ from evomerge.search.common_settings import (
     CHECKPOINT_POPULATION,
     CMA_POPULATION,
     CMA_SETTINGS,
+    GA_INITIAL,
+    GA_POPULATION,
     NSGA_POPULATION,
     NUM_INITIAL_RANDOM,
     PROPOSE_INITIAL,
@@ -25,7 +27,7 @@ from evomerge.search.common_settings import (
 )
 from evomerge.search.gene_box import is_constant
 from evomerge.search.pareto_specs import PARETO_SPECS
-from evomerge.search.population import cma_population_size, nsga_population_size
+from evomerge.search.population import cma_population_size, ga_population_size, nsga_population_size
 from evomerge.terms import GeneKind
 
 ALL_KINDS = frozenset(GeneKind)
@@ -147,6 +149,23 @@ _ALL = (
         gene_kinds=ALL_KINDS,
         multi_objective=True,
         paper="Deb and Jain 2014, https://doi.org/10.1109/TEVC.2013.2281535",
+    ),
+    OptimizerSpec(
+        name="ga",
+        title="Genetic algorithm with edits of lists, for routes and for genes of every kind",
+        target="evomerge.search.genetic:GeneticAlgorithm",
+        settings=(
+            GA_POPULATION,
+            Setting("crossover_probability", "float", 0.5, "chance that a child has two parents", low=0, high=1),
+            Setting("mutations", "float", 1.0, "edits of a child's lists, and of its other genes", low=0, high=1000),
+            Setting("tournament", "int", 3, "survivors that compete to be a parent", low=1, high=100),
+            GA_INITIAL,
+            Setting("crossover_eta", "float", 15.0, "distribution index of the crossover of numbers", low=0, high=1000),
+            Setting("mutation_eta", "float", 20.0, "distribution index of the mutation of numbers", low=0, high=1000),
+        ),
+        gene_kinds=ALL_KINDS,
+        multi_objective=True,
+        paper="Deb et al. 2002, https://doi.org/10.1109/4235.996017; Goldberg et al. 1989, Complex Systems 3(5)",
     ),
     *PARETO_SPECS,
 )
@@ -322,6 +341,8 @@ def _budget_problem(spec: OptimizerSpec, settings: Mapping[str, Any], problem: P
         size = cma_population_size(len(problem.genes)) if size == "auto" else size
     elif NSGA_POPULATION in spec.settings:
         size = nsga_population_size(problem.evaluations) if size == "auto" else size
+    elif GA_POPULATION in spec.settings:
+        size = ga_population_size(problem.evaluations, problem.num_objectives) if size == "auto" else size
     else:
         return None
     if problem.evaluations is None or problem.evaluations >= size:

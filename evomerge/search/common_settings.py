@@ -14,6 +14,20 @@ NSGA_POPULATION = Setting(
     "candidates of a generation; auto = a tenth of the budget, between 8 and 50",
     low=2,
 )
+GA_POPULATION = Setting(
+    "population_size",
+    "int_or_auto",
+    "auto",
+    "candidates of a generation; auto = half the budget's square root (several objectives: a tenth of it), 8 to 50",
+    low=2,
+)
+GA_INITIAL = Setting(
+    "initial",
+    "choice",
+    "initial",
+    "first generation: the space's initial values and mutants of them, random candidates, or half of each",
+    choices=("initial", "random", "half"),
+)
 CMA_SIGMA = Setting(
     "sigma", "float", 1 / 6, "initial standard deviation as a fraction of each gene's range", low=1e-6, high=1
 )

@@ -52,6 +52,37 @@ def pareto_ranks(fitness: npt.ArrayLike) -> npt.NDArray[np.int64]:
     return ranks
 
 
+def crowding_distances(fitness: npt.ArrayLike) -> Array:
+    """How far the neighbours of each row of one front are, summed over objectives, each scaled by its range.
+
+    The best and the worst row in any objective are infinitely far. Of equal rows only the first one counts, the others
+    have distance 0, so that a front keeps distinct points before it keeps copies. With one objective all rows of a
+    front are equal, and have distance 0.
+
+    Args:
+        fitness: ``(C, M)``, finite, maximised; no row dominates another.
+
+    Returns:
+        ``(C,)``.
+
+    Reference: Deb et al. 2002, section III-B, https://doi.org/10.1109/4235.996017.
+    """
+    rows = np.asarray(fitness, dtype=np.float64)
+    distances = np.zeros(len(rows))
+    if rows.ndim != 2 or rows.shape[1] < 2:
+        return distances
+    points, first = np.unique(rows, axis=0, return_index=True)
+    crowding = np.zeros(len(points))
+    for values in points.T:
+        order = np.argsort(values, kind="stable")
+        span = values[order[-1]] - values[order[0]]
+        crowding[order[[0, -1]]] = np.inf
+        if span > 0:
+            crowding[order[1:-1]] += (values[order[2:]] - values[order[:-2]]) / span
+    distances[first] = crowding
+    return distances
+
+
 def hypervolume(fitness: npt.ArrayLike, reference: Sequence[float]) -> float:
     """Volume dominated by the rows and dominating the reference point.
 

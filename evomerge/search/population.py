@@ -20,6 +20,17 @@ def nsga_population_size(evaluations: int | None) -> int:
     return min(50, max(8, 2 * (evaluations // 20)))
 
 
+def ga_population_size(evaluations: int | None, num_objectives: int) -> int:
+    """Default population of the genetic algorithm.
+
+    With several objectives NSGA-II's, since the population has to hold a front. With one objective half the square root
+    of the budget, even, between 8 and 50: small populations recovered planted orders of blocks in fewer evaluations.
+    """
+    if num_objectives > 1 or evaluations is None:
+        return nsga_population_size(evaluations)
+    return min(50, max(8, 2 * round(math.sqrt(evaluations) / 4)))
+
+
 def random_population_size(num_genes: int, workers: int) -> int:
     """Candidates in a generation of a method that does not learn: only the rhythm of checkpoints depends on it."""
     return max(cma_population_size(num_genes), workers)

@@ -99,6 +99,11 @@ class ModifiedSpace:
                 groups[f"{entry.label}.{name}"] = [start + index for index in indices]
         return groups
 
+    @property
+    def num_lanes(self) -> int:
+        """How many models' blocks a worker holds at once."""
+        return 1
+
     def decode(self, genotype: Array) -> Recipe:
         """The recipe of a genotype ``(G,)``.
 

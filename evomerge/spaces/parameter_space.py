@@ -123,6 +123,11 @@ class ParameterSpace:
                 position += size
         return groups
 
+    @property
+    def num_lanes(self) -> int:
+        """How many models' blocks a worker holds at once."""
+        return 1
+
     def decode(self, genotype: Array) -> Recipe:
         """The recipe of a genotype ``(G,)``.
 

@@ -24,32 +24,27 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictBool, StrictInt, StrictStr
+from pydantic import Field, PrivateAttr, StrictBool, StrictInt, StrictStr
 
 from evomerge.errors import Problem, UserError, did_you_mean
 from evomerge.methods.base import Hyperparameter, MethodSpec
 from evomerge.recipes.recipe import COMPONENTS
 from evomerge.recipes.validate import value_problem
+from evomerge.spaces.config_types import Number, Positive, Strict
 
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Positive = Annotated[int, Field(strict=True, ge=1)]
 Block = Annotated[int, Field(strict=True, ge=0)]
 Plain = StrictBool | StrictInt | Number | StrictStr
 Shared = Literal["blocks", "components", "experts"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class GroupsConfig(_Strict):
+class GroupsConfig(Strict):
     """Which tensors share a gene."""
 
     blocks: Positive | Literal["each"] | list[tuple[Block, Block]] = 1
     components: list[StrictStr] | dict[str, StrictStr] | None = None
 
 
-class SearchedConfig(_Strict):
+class SearchedConfig(Strict):
     """One searched hyperparameter."""
 
     per: Literal["expert", "merge"] | None = None
@@ -60,7 +55,7 @@ class SearchedConfig(_Strict):
     choices: list[Plain] | None = None
 
 
-class ModifierConfig(_Strict):
+class ModifierConfig(Strict):
     """A method around the merge."""
 
     method: StrictStr
@@ -68,7 +63,7 @@ class ModifierConfig(_Strict):
     fixed: dict[str, Plain | dict[str, Plain]] = Field(default_factory=dict)
 
 
-class ParameterSpaceConfig(_Strict):
+class ParameterSpaceConfig(Strict):
     """A search over the numbers of a merge method."""
 
     kind: Literal["parameter_space"]

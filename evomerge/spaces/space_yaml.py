@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from evomerge.errors import InvalidInput, Problem, did_you_mean
 from evomerge.presets import preset_dir
+from evomerge.spaces.data_flow import build_data_flow
+from evomerge.spaces.data_flow_config import CONFIGS, DataFlowConfig, encoding_problem
+from evomerge.spaces.joint_config import JointConfig, load_joint
+from evomerge.spaces.joint_space import build_joint
 from evomerge.spaces.parameter_space import build_parameter_space
 from evomerge.spaces.parameter_space_config import ParameterSpaceConfig
 from evomerge.spaces.space import SearchSpace, SpaceModels
@@ -18,18 +22,47 @@ from evomerge.yaml_files import pydantic_problems, read_yaml_mapping
 
 __all__ = ["KINDS", "SpaceConfig", "SpaceModels", "build_space", "load_space", "space_presets"]
 
-SpaceConfig = ParameterSpaceConfig
+SpaceConfig = ParameterSpaceConfig | DataFlowConfig | JointConfig
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of search space: its schema, and how a space is built from it."""
+    """One kind of search space.
 
-    config: type[SpaceConfig]
-    build: Callable[[SpaceConfig, SpaceModels], SearchSpace | None]
+    Attributes:
+        load: takes a mapping, file and key shown in errors, and what paths are relative to, to a checked configuration.
+        build: makes the space of a configuration over given models.
+    """
+
+    load: Callable[[dict[str, Any], str, Path], SpaceConfig]
+    build: Callable[[Any, SpaceModels], SearchSpace | None]
 
 
-KINDS: dict[str, Kind] = {"parameter_space": Kind(ParameterSpaceConfig, build_parameter_space)}
+def _load_parameter_space(entries: dict[str, Any], where: str, folder: Path) -> ParameterSpaceConfig:
+    config = _validated(ParameterSpaceConfig, entries, where)
+    _refuse(config.problems(where))
+    init_from = None if config.init_from is None else str((folder / config.init_from).resolve())
+    return config.located(where, init_from)
+
+
+def _load_data_flow(entries: dict[str, Any], where: str, folder: Path) -> DataFlowConfig:
+    problem = encoding_problem(entries, where)
+    _refuse([] if problem is None else [problem])
+    config = _validated(CONFIGS[entries["encoding"]], entries, where)
+    _refuse(config.problems(where))
+    return config.located(where)
+
+
+def _load_joint(entries: dict[str, Any], where: str, folder: Path) -> JointConfig:
+    return load_joint(entries, where, lambda part, place: load_space(part, place, folder))
+
+
+KINDS: dict[str, Kind] = {
+    "parameter_space": Kind(_load_parameter_space, build_parameter_space),
+    "data_flow": Kind(_load_data_flow, build_data_flow),
+    "joint": Kind(_load_joint, build_joint),
+}
 
 
 def space_presets() -> dict[str, Path]:
@@ -60,16 +93,19 @@ def load_space(
     if not isinstance(name, str) or name not in KINDS:
         found = "missing; it is required." if name is None else f"unknown kind {name!r}."
         raise InvalidInput([Problem(f"{where}: kind", f"{found} {did_you_mean(str(name), KINDS)}")])
-    schema = KINDS[name].config
+    return KINDS[name].load(entries, where, folder)
+
+
+def _validated(schema: type[Schema], entries: dict[str, Any], where: str) -> Schema:
     try:
-        config = schema.model_validate(entries)
+        return schema.model_validate(entries)
     except ValidationError as error:
         raise InvalidInput(pydantic_problems(error, where, schema)) from None
-    problems = config.problems(where)
+
+
+def _refuse(problems: list[Problem]) -> None:
     if problems:
         raise InvalidInput(problems)
-    init_from = None if config.init_from is None else str((folder / config.init_from).resolve())
-    return config.located(where, init_from)
 
 
 def build_space(config: SpaceConfig, models: SpaceModels) -> SearchSpace | None:

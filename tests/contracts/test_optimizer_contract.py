@@ -25,6 +25,10 @@ MIXED = (
 )
 WHOLE = (Gene("block", GeneKind.INTEGER, 1, 9, 2), Gene("hop", GeneKind.INTEGER, 0, 4, 4))
 CHOICES = tuple(Gene(f"c{i}", GeneKind.CATEGORY, choices=("x", "y", "z"), initial=1) for i in range(3))
+LIST = tuple(
+    Gene(f"hops.{i}", GeneKind.CATEGORY, choices=("a.0", "a.1", "a.2", "none"), initial=min(i, 3), sequence="hops")
+    for i in range(5)
+)
 
 SMALL = {"num_initial_random": 3, "population_size": 4, "kernel_population": 4, "kernels": 2}
 TINY = {"num_initial_random": 2, "population_size": 2}
@@ -38,7 +42,7 @@ def cases() -> list[Any]:
     for name, spec in SPECS.items():
         kinds = {"real": REAL}
         if spec.gene_kinds == frozenset(GeneKind):
-            kinds |= {"mixed": MIXED, "whole": WHOLE, "choices": CHOICES}
+            kinds |= {"mixed": MIXED, "whole": WHOLE, "choices": CHOICES, "list": LIST}
         if name in EXPENSIVE:
             kinds = {"real": REAL[:2]}
         fewest = spec.min_objectives
@@ -342,7 +346,7 @@ def test_constraints_come_before_fitness(name: str) -> None:
 def test_learns_a_shifted_sphere(name: str) -> None:
     """Maximises: the last candidates are better than the first ones and the best is better than the start."""
     budget = {"gp": 10, "tpe": 60}.get(name, 240)
-    settings = {"population_size": 12} if name.startswith("nsga") else {}
+    settings = {"population_size": 12} if name.startswith("nsga") or name == "ga" else {}
     if name in ("gp", "tpe"):
         settings = {"population_size": 1}
     optimizer = make(name, **settings)
