@@ -76,12 +76,13 @@ class Objective:
     """One named quantity of the fitness. Fitness values are always maximised inside evomerge.
 
     ``higher_is_better`` is the natural direction of the metric: where it is False the fitness holds the negated metric,
-    and reports turn it back.
+    and reports turn it back. ``reference`` is the worst natural value that counts for hypervolume, None = unknown.
     """
 
     name: str
     higher_is_better: bool = True
     weight: float = 1.0
+    reference: float | None = None
 
     def natural(self, fitness: float) -> float:
         """The metric as its task reports it."""

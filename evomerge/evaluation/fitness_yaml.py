@@ -87,6 +87,10 @@ class FitnessConfig(_Frozen):
         gen_kwargs: change the task's generation arguments (``until``, ``max_gen_toks``, ...).
         weight: share in a weighted sum of objectives.
         higher_is_better: overrides the metric's own direction.
+        normalise: whose score this one is divided by for the optimizer: raw, base, expert, or ``expert NAME``; None =
+            what the experiment says.
+        reference: worst value that counts for hypervolume, in the metric's own direction; of a ``python`` fitness with
+            several objectives a mapping from objective.
         allow_test_split: allow searching on the split a benchmark reports; recorded in every export.
         drop_duplicates: leave out of search (and validation) what also occurs in a later role, instead of refusing.
         batch_size: rows of one forward, None = the evaluator's default.
@@ -110,6 +114,8 @@ class FitnessConfig(_Frozen):
     gen_kwargs: dict[str, Any] = Field(default_factory=dict)
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     higher_is_better: bool | None = None
+    normalise: str | None = None
+    reference: float | dict[str, float] | None = None
     allow_test_split: bool = False
     drop_duplicates: bool = False
     batch_size: int | None = Field(default=None, ge=1)
@@ -147,6 +153,10 @@ class FitnessConfig(_Frozen):
         return self
 
     def _check_python(self) -> None:
+        named = self.reference if isinstance(self.reference, dict) else {}
+        unknown = [name for name in named if name not in self.objectives]
+        if unknown:
+            raise ValueError(f"reference: {unknown[0]!r} is none of the objectives {', '.join(self.objectives)}")
         task_only = ("metric", "fewshot", "fewshot_split", "gen_kwargs", "system_prompt", "exact", "include_path")
         given = [name for name in task_only if getattr(self, name)]
         if given:
@@ -158,6 +168,8 @@ class FitnessConfig(_Frozen):
     def _check_task(self) -> None:
         if self.objectives:
             raise ValueError("`objectives` belongs to a `python` fitness; a task has one `metric`")
+        if isinstance(self.reference, dict):
+            raise ValueError("`reference` is one number, as a task has one objective")
         if self.documents is None:
             raise ValueError("`documents` is missing, for example {search: {split: train, limit: 200}}")
         for role, selection in self.documents.items():
@@ -173,6 +185,12 @@ class FitnessConfig(_Frozen):
     def filter_name(self) -> str | None:
         """Filter, None when the file leaves it out."""
         return self.metric.partition(",")[2].strip() or None if self.metric else None
+
+    def reference_of(self, objective: str) -> float | None:
+        """The reference of an objective by its full name, None where the file gives none."""
+        if isinstance(self.reference, dict):
+            return self.reference.get(objective.rpartition("/")[2])
+        return self.reference
 
     @property
     def roles(self) -> tuple[SplitName, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from evomerge.engine.sources import SourceStatus, describe_source
 from evomerge.errors import InvalidInput, Problem, UserError, did_you_mean
@@ -17,6 +17,7 @@ from evomerge.evaluation.fitness_yaml import FitnessConfig, load_fitness, object
 from evomerge.evaluation.python_fitness import add_import_paths
 from evomerge.experiment.config import ExperimentConfig
 from evomerge.experiment.model_facts import ModelFacts, find_model_facts
+from evomerge.experiment.objectives import ObjectiveRules, parse_rules
 from evomerge.experiment.overrides import apply_overrides
 from evomerge.presets import preset_dir
 from evomerge.recipes.recipe import Source
@@ -47,6 +48,7 @@ class Experiment:
         resolved: the file with presets written out; what the run directory keeps.
         notes: lines worth telling, for example what would be downloaded.
         depths: number of blocks of the models that are on this machine, by name (``base``, experts).
+        rules: what the file says about normalising and constraints.
     """
 
     config: ExperimentConfig
@@ -60,6 +62,7 @@ class Experiment:
     resolved: dict[str, Any]
     notes: tuple[str, ...] = field(default=())
     depths: Mapping[str, int] = field(default_factory=dict)
+    rules: ObjectiveRules = field(default_factory=ObjectiveRules)
 
     @property
     def num_objectives(self) -> int:
@@ -149,22 +152,33 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
         seed = derive_seed(config.seed, "masks")
         models = SpaceModels(base, experts, facts.num_blocks, seed, config.dtype, facts.tensors, facts.shapes)
         space = collect(lambda: build_space(space_config, models))
+    rules = None if fitness is None else collect(lambda: parse_rules(config, fitness, where))
     problems += _optimizer_problems(config, where, space, fitness)
     if problems:
         raise InvalidInput(problems)
     assert fitness is not None
+    assert rules is not None
     assert report is not None
     assert space_config is not None
-    resolved = _resolved(
-        config, space_config.model_dump(mode="json", exclude_defaults=True, by_alias=True), fitness, report
-    )
+    resolved = _resolved(config, space_config, fitness, report)
     notes = (
         *_late_checks(space_config, space, facts),
         *facts.notes,
         *(f"{s.source}: {s.message}" for s in sources if not s.ready),
     )
     return Experiment(
-        config, where, base, experts, space, tuple(fitness), tuple(report), sources, resolved, notes, facts.depths
+        config,
+        where,
+        base,
+        experts,
+        space,
+        tuple(fitness),
+        tuple(report),
+        sources,
+        resolved,
+        notes,
+        facts.depths,
+        rules,
     )
 
 
@@ -213,6 +227,7 @@ def _optimizer_problem(
         evaluations=config.budget.evaluations,
         noisy=any(_is_sample(item) for item in fitness),
         workers=config.runtime.workers if isinstance(config.runtime.workers, int) else DEFAULT_BATCH,
+        num_constraints=len(config.constraints),
     )
 
 
@@ -222,10 +237,10 @@ def _is_sample(config: FitnessConfig) -> bool:
 
 
 def _resolved(
-    config: ExperimentConfig, space: dict[str, Any], fitness: Sequence[FitnessConfig], report: Sequence[FitnessConfig]
+    config: ExperimentConfig, space: BaseModel, fitness: Sequence[FitnessConfig], report: Sequence[FitnessConfig]
 ) -> dict[str, Any]:
     mapping = config.model_dump(mode="json", exclude_none=True)
-    mapping["search_space"] = space
+    mapping["search_space"] = space.model_dump(mode="json", exclude_defaults=True, by_alias=True)
     mapping["fitness"] = [item.model_dump(mode="json", exclude_defaults=True) for item in fitness]
     if report:
         mapping["report"] = [item.model_dump(mode="json", exclude_defaults=True) for item in report]

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import evomerge
 from evomerge.engine.sources import fingerprint
 from evomerge.errors import ResumeRefused
 from evomerge.evaluation.documents import DocumentPlan
 from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 from evomerge.experiment.config import RuntimeConfig
 from evomerge.experiment.load import CHANGEABLE, Experiment
+from evomerge.experiment.objectives import check_directions, reference_point_of, with_references
 from evomerge.methods.own_method import source_fingerprint
 from evomerge.runtime.build import build_executor
 from evomerge.runtime.early_ray import EarlyRay
 from evomerge.runtime.executor import Executor, WorkerPlan
 from evomerge.runtime.resources import RuntimeSettings
+from evomerge.store.events import RunStarted
 from evomerge.store.manifest import Manifest, build_manifest, compare_manifests, load_manifest
 from evomerge.store.run_dir import RunDir
 from evomerge.terms import Objective
@@ -38,20 +42,30 @@ def find_objectives(loaded: Experiment, plan: DocumentPlan) -> tuple[Objective, 
     """The objectives of every fitness of the run, in order.
 
     Raises:
-        UserError: a Python fitness cannot be imported.
+        UserError: a Python fitness cannot be imported, or the scalarisation does not fit the metrics' directions.
     """
     settings = EvaluatorSettings(import_paths=loaded.config.import_paths)
-    return build_evaluator(loaded.fitness, plan, settings).objectives
+    objectives = with_references(build_evaluator(loaded.fitness, plan, settings).objectives, loaded.fitness)
+    check_directions(loaded.config, objectives, loaded.where)
+    return objectives
 
 
-def reference_point_of(objectives: Sequence[Objective]) -> tuple[float, ...]:
-    """The corner from which hypervolume is measured: zero everywhere, none when a metric is to be lowered.
-
-    Metrics that are to be raised (accuracy, match, F1) start at zero; a lowered one has no natural worst value.
-    """
-    if all(objective.higher_is_better for objective in objectives):
-        return (0.0,) * len(objectives)
-    return ()
+def first_event(loaded: Experiment, objectives: tuple[Objective, ...]) -> RunStarted:
+    """The first event of a run that starts now."""
+    assert loaded.space is not None
+    return RunStarted(
+        name=loaded.config.name,
+        evomerge=evomerge.__version__,
+        experiment_fingerprint=loaded.fingerprint,
+        time=time.time(),
+        seeds={"run": loaded.config.seed},
+        objectives=objectives,
+        reference_point=reference_point_of(objectives),
+        genes=loaded.space.genes,
+        gene_groups={name: tuple(members) for name, members in loaded.space.gene_groups.items()},
+        normalise=tuple(map(str, loaded.rules.normalise)),
+        constraints=tuple(constraint.text for constraint in loaded.rules.constraints),
+    )
 
 
 def runtime_settings(config: RuntimeConfig) -> RuntimeSettings:

@@ -33,6 +33,25 @@ def non_dominated(fitness: npt.ArrayLike, duplicates: Literal["first", "all"] = 
     return chosen
 
 
+def feasible_front(fitness: npt.ArrayLike, violations: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """The front under constraints: non-dominated among those that keep all of them, each value once.
+
+    Where no candidate keeps them, the front of all candidates, none of which is feasible.
+
+    Args:
+        fitness: ``(C, M)``, maximised.
+        violations: ``(C,)``, zero where all constraints are kept.
+
+    Returns:
+        ``(C,)``.
+    """
+    rows = np.array(fitness, dtype=np.float64)
+    kept = np.asarray(violations, dtype=np.float64) == 0.0
+    if kept.any():
+        rows[~kept] = np.nan
+    return non_dominated(rows)
+
+
 def pareto_ranks(fitness: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Front each row belongs to: 0 = non-dominated, 1 = non-dominated without front 0, ...
 
