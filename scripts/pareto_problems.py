@@ -62,21 +62,27 @@ def dtlz2(x: Array) -> tuple[float, ...]:
     return radius * np.cos(a) * np.cos(b), radius * np.cos(a) * np.sin(b), radius * np.sin(a)
 
 
-def _volume_zdt3() -> float:
-    """By a fine grid of the front: the area under its staircase."""
-    f1 = np.linspace(0.0, 1.0, 1_000_001)
-    f2 = 1.0 - np.sqrt(f1) - f1 * np.sin(10.0 * np.pi * f1)
-    lowest = np.minimum.accumulate(f2)
-    return float(np.mean(1.1 - lowest[:-1])) + 0.1 * (1.1 - float(lowest[-1]))
+def _volume(front: Callable[[Array], Array], far: float) -> float:
+    """Area that a front ``f2(f1)`` over [0, 1] dominates up to (1.1, far), by a fine grid of its staircase."""
+    lowest = np.minimum.accumulate(front(np.linspace(0.0, 1.0, 1_000_001)))
+    return float(np.mean(far - lowest[:-1])) + 0.1 * (far - float(lowest[-1]))
 
 
-def pareto_problems(num_genes: int = 8) -> dict[str, ParetoProblem]:
-    """The problems by name; the reference point is 1.1 in every minimised objective."""
-    two, three = (-1.1, -1.1), (-1.1, -1.1, -1.1)
-    return {
-        # area of [0, 1.1]^2 minus what lies below the front
-        "zdt1": ParetoProblem("zdt1", num_genes, 2, zdt1, two, 1.21 - 1.0 / 3.0),
-        "zdt2": ParetoProblem("zdt2", num_genes, 2, zdt2, two, 1.21 - 2.0 / 3.0),
-        "zdt3": ParetoProblem("zdt3", num_genes, 2, zdt3, two, _volume_zdt3()),
-        "dtlz2": ParetoProblem("dtlz2", num_genes, 3, dtlz2, three, 1.1**3 - np.pi / 6.0),
+def pareto_problems(num_genes: int = 8, far: float = 1.1) -> dict[str, ParetoProblem]:
+    """The problems by name.
+
+    Args:
+        num_genes: G.
+        far: second coordinate of the ZDT problems' reference point, minimised; the others are 1.1.
+    """
+    two, three = (-1.1, -far), (-1.1, -1.1, -1.1)
+    fronts: dict[str, Callable[[Array], Array]] = {
+        "zdt1": lambda f1: 1.0 - np.sqrt(f1),
+        "zdt2": lambda f1: 1.0 - f1**2,
+        "zdt3": lambda f1: 1.0 - np.sqrt(f1) - f1 * np.sin(10.0 * np.pi * f1),
     }
+    found = {
+        name: ParetoProblem(name, num_genes, 2, function, two, _volume(fronts[name], far))
+        for name, function in (("zdt1", zdt1), ("zdt2", zdt2), ("zdt3", zdt3))
+    }
+    return found | {"dtlz2": ParetoProblem("dtlz2", num_genes, 3, dtlz2, three, 1.1**3 - np.pi / 6.0)}
