@@ -1,4 +1,4 @@
-"""COMO-CatCMA: the library's algorithm where nothing fails; failures, wide pools and breakdowns where it has no answer."""
+"""COMO-CatCMA: the library's algorithm where nothing fails; failures, wide pools, breakdowns where it has no answer."""
 
 import math
 from typing import Any
