@@ -167,19 +167,9 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
         *(f"{s.source}: {s.message}" for s in sources if not s.ready),
     )
     return Experiment(
-        config,
-        where,
-        base,
-        experts,
-        space,
-        tuple(fitness),
-        tuple(report),
-        sources,
-        resolved,
-        notes,
-        facts.depths,
-        rules,
-    )
+        config, where, base, experts, space, tuple(fitness), tuple(report),
+        sources=sources, resolved=resolved, notes=notes, depths=facts.depths, rules=rules,
+    )  # fmt: skip
 
 
 def _given(source: Source | None) -> list[Source]:
