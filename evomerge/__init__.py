@@ -17,6 +17,7 @@ _CALLS = {
     "front": "evomerge.experiment.inspecting",
     "export": "evomerge.experiment.inspecting",
     "project": "evomerge.experiment.inspecting",
+    "report": "evomerge.experiment.reporting",
     "dashboard": "evomerge.experiment.inspecting",
 }
 __all__ = ["__version__", *sorted(_CALLS)]

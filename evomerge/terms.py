@@ -76,17 +76,46 @@ class Objective:
     """One named quantity of the fitness. Fitness values are always maximised inside evomerge.
 
     ``higher_is_better`` is the natural direction of the metric: where it is False the fitness holds the negated metric,
-    and reports turn it back. ``reference`` is the worst natural value that counts for hypervolume, None = unknown.
+    and reports turn it back. ``weight`` is its share in weighted sums, 0 where it is in a unit of its own. ``unit`` is
+    what natural values are counted in, empty for plain scores.
     """
 
     name: str
     higher_is_better: bool = True
     weight: float = 1.0
-    reference: float | None = None
+    unit: str = ""
 
     def natural(self, fitness: float) -> float:
         """The metric as its task reports it."""
         return fitness if self.higher_is_better else -fitness
+
+
+def with_unit(value: float, unit: str, decimals: int = 4) -> str:
+    """A natural value for a person: ``0.4375``, ``1 hop``, ``12 hops``, ``134.5M parameters``, ``23.41 ms``."""
+    if not unit:
+        return f"{value:.{decimals}f}"
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / min(size, 1e3 if prefix == 'k' else size):.1f}{prefix} {unit}"
+    if value == 1:
+        unit = unit.removesuffix("s") if unit != "ms" else unit
+    return f"{value:,.0f} {unit}" if value == round(value) else f"{value:.2f} {unit}"
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """What one merged model needs, whatever its weights are.
+
+    Attributes:
+        num_hops: blocks that run in one forward, repeated ones as often as they run.
+        num_parameters: weights it holds: every block that runs once, everything outside the blocks, tied weights once.
+        flops_per_token: 2 for each multiply-add of the matrices one token runs through, the head included, and of
+            attention scores over a stated number of positions.
+    """
+
+    num_hops: int
+    num_parameters: int
+    flops_per_token: float
 
 
 class FailureKind(StrEnum):
@@ -140,6 +169,27 @@ class DocumentScores:
 
 
 @dataclass(frozen=True)
+class HopCounts:
+    """Work of a route's forward passes, in hops times tokens.
+
+    Attributes:
+        run: done.
+        skipped: spared, because an earlier route began with the same hops.
+    """
+
+    run: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: HopCounts) -> HopCounts:
+        return HopCounts(self.run + other.run, self.skipped + other.skipped)
+
+    @property
+    def share_skipped(self) -> float:
+        """Part of the work that was spared, 0 where there was none to do."""
+        return self.skipped / max(1, self.run + self.skipped)
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What scoring one merged model gave.
 
@@ -149,6 +199,7 @@ class Evaluation:
         metrics: every scalar worth showing, natural direction, keyed ``task/metric,filter``.
         seconds: cost.
         failure: set exactly when there is no fitness.
+        hops: work of a route's forward passes; not recorded, as it depends on what the worker did before.
     """
 
     fitness: tuple[float, ...] = ()
@@ -156,6 +207,7 @@ class Evaluation:
     metrics: Mapping[str, float] = field(default_factory=dict)
     seconds: Seconds = field(default_factory=Seconds)
     failure: Failure | None = None
+    hops: HopCounts = field(default_factory=HopCounts)
 
     @property
     def ok(self) -> bool:
@@ -165,10 +217,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One proposal of an optimizer. ``id`` counts from 0 in ask order over the whole run."""
+    """One proposal of an optimizer. ``id`` counts from 0 in ask order over the whole run.
+
+    ``note`` holds what the optimizer expected of it, for people.
+    """
 
     id: int
     genotype: Array
     recipe_id: str
     generation: int
     parent_ids: tuple[int, ...] = ()
+    note: Mapping[str, float] = field(default_factory=dict)

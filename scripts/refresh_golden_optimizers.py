@@ -17,8 +17,14 @@ GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "optimizers.json"
 REAL = tuple(Gene(f"r{i}", low=-1.0, high=2.0, initial=0.25 * i) for i in range(3))
 MIXED = (*REAL, Gene("block", GeneKind.INTEGER, 0, 6, 2), Gene("method", GeneKind.CATEGORY, choices=("a", "b", "c")))
 SMALL = {"num_initial_random": 3, "population_size": 6, "kernels": 2, "kernel_population": 4}
-# Fitting a Gaussian process ends elsewhere on other processors, so only its random start is pinned.
-GENERATIONS = {"gp": 1}
+OWN = {
+    "map": {"num_design": 10, "surrogate_generations": 5},
+    "bayesian_map": {"num_design": 13, "surrogate_generations": 5},
+    "nested_map": {"pair_points": 7, "surrogate_generations": 5},
+}
+# Fitting a Gaussian process, or searching a fitted surrogate, ends elsewhere on other processors, so only the start is
+# pinned.
+GENERATIONS = {"gp": 1, "map": 2, "bayesian_map": 2, "nested_map": 2}
 
 
 def proposals(name: str) -> list[list[list[float]]]:
@@ -27,7 +33,8 @@ def proposals(name: str) -> list[list[list[float]]]:
     genes = MIXED if spec.gene_kinds == frozenset(GeneKind) else REAL
     known = {setting.name for setting in spec.settings}
     settings = {key: value for key, value in SMALL.items() if key in known}
-    optimizer = build_optimizer(name, Problem(genes, spec.min_objectives, seed=11, evaluations=1000), settings)
+    problem = Problem(genes, spec.min_objectives, seed=11, evaluations=1000)
+    optimizer = build_optimizer(name, problem, settings | OWN.get(name, {}))
     kept = []
     for _ in range(GENERATIONS.get(name, 3)):
         asked = [optimizer.ask() for _ in range(optimizer.population_size)]

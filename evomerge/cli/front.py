@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from evomerge.cli.console import show_json, stdout, table
-from evomerge.cli.options import AsJson, RunArgument
+from evomerge.cli.options import AsJson, RunArgument, StageName
 from evomerge.errors import UserError
 
 
@@ -20,10 +20,14 @@ def command(
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: AsJson = False,
+    stage: StageName = None,
 ) -> None:
     """Show the non-dominated candidates of a run, also while it goes on."""
     from evomerge.experiment.inspecting import choose, front, open_run
+    from evomerge.store.stage_list import stage_path
+    from evomerge.terms import with_unit
 
+    run = stage_path(run, stage)
     started = open_run(run).state.started
     assert started is not None
     names = [objective.name for objective in started.objectives]
@@ -60,7 +64,7 @@ def command(
         shown = table(title, ">candidate", *(f">{n}" for n in names), *constrained, "recipe")
         for record, values, marked in rows:
             style = "bold" if marked else ""
-            cells = [f"{value:.4f}" for value in values]
+            cells = [with_unit(value, objective.unit) for value, objective in zip(values, started.objectives)]
             if constrained:
                 cells.append("kept" if record.violation == 0 else f"missed by {record.violation:.1%}")
             shown.add_row(str(record.id), *cells, record.asked.recipe_id, style=style)

@@ -19,6 +19,7 @@ from evomerge.cli import (
     methods,
     optimizers,
     project,
+    report,
     resume,
     run,
     spaces,
@@ -35,7 +36,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _verb in (run, resume, validate, merge, evaluate, front, export, dashboard, project, methods, optimizers, spaces):
+_VERBS = (
+    run, resume, validate, merge, evaluate, front, export, report, dashboard, project, methods, optimizers, spaces,
+)  # fmt: skip
+for _verb in _VERBS:
     app.command(name=_verb.__name__.rpartition(".")[2])(_verb.command)
 app.add_typer(zoo.app, name="zoo", help="Small real models built on this machine, without a hub.")
 

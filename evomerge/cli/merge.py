@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from evomerge.cli.console import stdout
-from evomerge.cli.options import Quiet
+from evomerge.cli.options import Form, Quiet
 from evomerge.cli.tensors_progress import tensors_progress
 
 
@@ -22,14 +22,18 @@ def command(
         str | None, typer.Option(help="model, or adapter: a LoRA adapter where all experts are adapters on one base.")
     ] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of the adapter.")] = None,
+    form: Form = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Merge a recipe to a checkpoint that transformers loads. Started again after a kill, it goes on where it was."""
     from evomerge.experiment.merging import merge
 
     with tensors_progress(quiet) as progress:
-        written = merge(recipe, out, progress, hash_kind, output, rank)
+        lines: list[str] = []
+        written = merge(recipe, out, progress, hash_kind, output, rank, form, told=lines.append)
     if not quiet:
+        for line in lines:
+            stdout.print(line, markup=False, highlight=False)
         stdout.print(f"wrote {out}", markup=False, highlight=False)
         if not isinstance(written, Path):
             largest, share = written.residuals[0]

@@ -13,3 +13,13 @@ Overrides = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, for example runs/quickstart.")]
+Form = Annotated[
+    str,
+    typer.Option(
+        help="Of a route: plain (scales folded into weights), compact (each block stored once, with model "
+        "code), mergekit (its YAML, no weights), or auto: plain where scales fold, else compact."
+    ),
+]
+StageName = Annotated[
+    str | None, typer.Option("--stage", help="A stage of a staged run; default: the last one that has begun.")
+]

@@ -8,7 +8,7 @@ from evomerge.cli.options import AsJson, Overrides, Quiet, RunArgument
 
 def command(run: RunArgument, overrides: Overrides = None, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Go on with an interrupted run, or with a finished one whose budget is raised (--set budget.evaluations=...)."""
-    from evomerge.cli.finished import finish
+    from evomerge.cli.finished import as_data, finish
     from evomerge.experiment.run import resume
     from evomerge.reports.progress import open_view
 
@@ -18,5 +18,5 @@ def command(run: RunArgument, overrides: Overrides = None, quiet: Quiet = False,
     finally:
         view.close()
     if as_json:
-        show_json(result.summary or {"run_dir": str(result.run_dir), "reason": result.reason})
+        show_json(as_data(result))
     finish(result, stdout, printed=as_json or quiet)

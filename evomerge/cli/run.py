@@ -28,21 +28,22 @@ def command(
 
         show(validate(experiment, overrides or ()), as_json)
         return
-    from evomerge.cli.finished import finish
-    from evomerge.experiment.load import load_experiment
+    from evomerge.cli.finished import as_data, finish
     from evomerge.experiment.run import resume as resume_run
     from evomerge.experiment.run import run
+    from evomerge.experiment.stages import load_any
     from evomerge.reports.progress import open_view
+    from evomerge.store.stage_list import has_run
 
     view = open_view(quiet or as_json)
     try:
-        folder = out or Path("runs") / load_experiment(experiment, overrides or ()).config.name
-        if resume and (folder / "events.jsonl").exists():
+        folder = out or Path("runs") / load_any(experiment, overrides or ()).name
+        if resume and has_run(folder):
             result = resume_run(folder, overrides or (), view, expected=experiment)
         else:
             result = run(experiment, overrides or (), folder, overwrite, view)
     finally:
         view.close()
     if as_json:
-        show_json(result.summary or {"run_dir": str(result.run_dir), "reason": result.reason})
+        show_json(as_data(result))
     finish(result, stdout, printed=as_json or quiet)

@@ -18,5 +18,8 @@
 - ``merge_to_disk``: the same merge as a checkpoint others can load; ``parity_merge`` computes it as mergekit does.
   ``output_plan``: what it holds; ``shard_writer``, ``tokenizer_files``: its files; ``output_directory``: whole or not
   at all, and resumable; ``provenance``, ``model_card``: what it says of itself; ``blame``: where a NaN came from.
+- ``export_forms``: in which form a route is written. ``folding``: its scales put into weights, with the help of
+  ``residual_anatomy`` (what in a block reads and writes the residual stream; ``probe_model``, ``stream_watch``).
+  ``compact_route``: each block stored once, with model code that runs the hops.
 - ``merge_to_adapter``, ``low_rank``: a merge of LoRA adapters as an adapter.
 """

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -171,13 +174,18 @@ class AdaptedModels(OpenModels):
 
     def _describe(self, config: dict[str, Any]) -> Architecture:
         tie = None if self.architecture.is_tied or not self.architecture.tied else False
-        with tempfile.TemporaryDirectory() as directory:
-            (Path(directory) / "config.json").write_text(json.dumps(config))
+        with _config_directory(config) as directory:
             try:
-                return Architecture.of_directory(Path(directory), tie).of_first_stack()
+                found = Architecture.of_directory(directory, tie).of_first_stack()
             except UserError as error:
                 name = self.get(self.reference).directory
                 raise UserError(f"{name}: its configuration cannot be adapted to the recipe ({error})") from error
+
+        def build() -> Any:
+            with _config_directory(config) as directory:
+                return Architecture.of_directory(directory, tie).model
+
+        return found if found.build is None else replace(found, build=cache(build))
 
     def _check_tensors(self) -> None:
         missing: dict[Source, list[str]] = {}
@@ -206,6 +214,13 @@ class AdaptedModels(OpenModels):
     def _fixed(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """What of a tensor's shape the vocabulary does not decide."""
         return shape[1:] if name in self._vocabulary_slots else shape
+
+
+@contextmanager
+def _config_directory(config: dict[str, Any]) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "config.json").write_text(json.dumps(config))
+        yield Path(directory)
 
 
 def open_for_output(recipe: Recipe) -> tuple[OpenModels, Node]:

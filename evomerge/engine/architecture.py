@@ -162,6 +162,11 @@ def config_path(directory: Path) -> Path | None:
         raise UserError(f"{path}: expected a JSON object, got {type(entries).__name__}")
     if entries.get("quantization_config"):
         raise UserError(_quantised(directory))
+    if "num_hops" in entries and "input_layers" in entries:
+        raise UserError(
+            f"{directory}: a compact export of a route, which only its own model code can run. Use the recipe in it "
+            "(evomerge_recipe.yaml), or export the route as plain"
+        )
     return path
 
 
@@ -239,6 +244,7 @@ def load_config(directory: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, AttributeError) as error:
+        config_path(directory)  # says more of what is known to be no model for merging
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{directory}: transformers does not know this architecture ({reason})") from error
     if getattr(config, "quantization_config", None):

@@ -159,7 +159,7 @@ class _Shell:
     def placed(self, index: int, entry: float, exit: float, write: float) -> nn.Module:
         """The module, at a hop's place and with its scales."""
         for module in self._placed:
-            setattr(module, CACHE_SLOT, index)
+            module.__dict__[CACHE_SLOT] = index
         _scale(self.module, entry, exit)
         if self._write is not None:
             _scale(self._write, 1.0, write)

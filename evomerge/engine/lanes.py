@@ -122,7 +122,7 @@ class LaneShape:
 class BlockMaker:
     """Makes blocks as a model's own configuration asks for, with the reference's settings where a model has but one."""
 
-    def __init__(self, model: nn.Module, groups: DepthGroups, stack: str, dtype: torch.dtype) -> None:
+    def __init__(self, model: Any, groups: DepthGroups, stack: str, dtype: torch.dtype) -> None:
         """Remember the live model.
 
         Args:
@@ -131,7 +131,7 @@ class BlockMaker:
             stack: module path of the list of blocks.
             dtype: of parameters the live model does not have.
         """
-        self._model: Any = model
+        self._model = model
         self._groups, self._stack, self._dtype = groups, stack, dtype
         self._names = BlockNames(groups.main.architecture)
         self._live_blocks = list(model.get_submodule(stack).children())

@@ -17,12 +17,14 @@ from evomerge.engine.block_places import BlockPlaces
 from evomerge.engine.depth_groups import DepthGroups
 from evomerge.engine.live_routes import LiveRoutes
 from evomerge.engine.model_tensors import OpenModels
+from evomerge.engine.prefix_cache import DEFAULT_BYTES
 from evomerge.engine.sources import resolve_source
 from evomerge.engine.tensor_merge import DTYPES, OutputDtype, TensorMerger
 from evomerge.engine.tensor_threads import TensorThreads
 from evomerge.engine.tensor_writer import Scratch, TensorWriter
 from evomerge.errors import UserError
 from evomerge.recipes.recipe import Recipe, Route, Source
+from evomerge.terms import HopCounts
 
 
 class LiveModel:
@@ -43,6 +45,7 @@ class LiveModel:
         state_memory_bytes: int | None = None,
         *,
         any_depth: bool = False,
+        prefix_cache_bytes: int | None = None,
     ) -> None:
         """Open and check all models, then load the reference (the base, else the first expert).
 
@@ -56,6 +59,8 @@ class LiveModel:
             state_memory_bytes: cap on prepared merge state; None = half of what is free on the device now. What does
                 not fit is prepared again for every candidate.
             any_depth: whether experts may be of another depth than the reference, as only routes can use them.
+            prefix_cache_bytes: cap on what is kept of a route's hops for routes that begin alike; 0 = nothing is,
+                None = 512 MB.
 
         Raises:
             UserError: models that are missing or do not fit together, naming tensors and shapes; unknown dtype, device.
@@ -80,6 +85,7 @@ class LiveModel:
         self._scratch = Scratch(self.device)
         self._writer = self._new_writer(parameters)
         self._routes: LiveRoutes | None = None  # from the first route on
+        self._prefix_cap = DEFAULT_BYTES if prefix_cache_bytes is None else prefix_cache_bytes
         if self.models.get(self.reference).adapter is not None or not self._loaded_as_tied:
             self.apply(Recipe(self.reference))
 
@@ -132,6 +138,8 @@ class LiveModel:
         ]
         if self._routes is not None:
             parts.insert(1, f"{len(self._routes.lanes)} lanes of blocks {_megabytes(self.lane_bytes)}")
+            kept = f"{_megabytes(self._routes.prefixes.num_bytes)} of at most {_megabytes(self._prefix_cap)}"
+            parts.insert(2, f"prefix cache {kept}")
         if not_kept := set().union(*(merger.not_kept for merger in self._mergers.values())):
             parts.append(f"state of {len(not_kept)} tensors does not fit and is prepared for each candidate")
         return "; ".join(parts)
@@ -163,7 +171,9 @@ class LiveModel:
         check_live(recipe)
         if isinstance(recipe.model, Route):
             if self._routes is None:
-                self._routes = LiveRoutes(self.model, self._groups, self._writer, self._merger, self._new_writer)
+                self._routes = LiveRoutes(
+                    self.model, self._groups, self._writer, self._merger, self._new_writer, self._prefix_cap
+                )
             self._routes.apply(recipe)
             return time.perf_counter() - started
         root = cut_to_depth(recipe, self.architecture.num_blocks)
@@ -175,6 +185,15 @@ class LiveModel:
             self._routes.leave()
         self._writer.write(merger, root, self.architecture.slots, output.of)
         return time.perf_counter() - started
+
+    def take_hop_counts(self) -> HopCounts:
+        """Hops that forward passes of routes ran and skipped since the last call."""
+        return HopCounts() if self._routes is None else self._routes.prefixes.take_counts()
+
+    def drop_prefixes(self) -> None:
+        """Let go of what is kept of hops; memory ran out."""
+        if self._routes is not None:
+            self._routes.prefixes.clear()
 
     @contextmanager
     def out_of_route(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ from evomerge.engine.depth_groups import DepthGroups, first_stack_depth
 from evomerge.engine.hop_shells import HopStep, RouteList, set_depth
 from evomerge.engine.lanes import BlockMaker, Lane, LaneShape
 from evomerge.engine.model_tensors import OpenModels
+from evomerge.engine.prefix_cache import PrefixCache
 from evomerge.engine.residual_anatomy import residual_anatomy
 from evomerge.engine.tensor_merge import DTYPES, TensorMerger
 from evomerge.engine.tensor_writer import DtypeOf, TensorWriter
@@ -35,6 +36,16 @@ class _Part:
     lane: Lane | None = None
 
 
+@dataclass(frozen=True)
+class _Running:
+    """The route that the model runs: its blocks, what they hold, and what the configuration lists of them."""
+
+    route: Route
+    steps: list[HopStep]
+    content: list[tuple[int, int]]
+    lists: dict[str, list[Any]]
+
+
 class LiveRoutes:
     """Makes a live model run routes.
 
@@ -49,6 +60,7 @@ class LiveRoutes:
         writer: TensorWriter,
         merger: Callable[[OpenModels], TensorMerger],
         new_writer: Callable[[dict[str, torch.Tensor]], TensorWriter],
+        prefix_cache_bytes: int = 0,
     ) -> None:
         """Take the place of the model's list of blocks.
 
@@ -58,6 +70,7 @@ class LiveRoutes:
             writer: of the live model's parameters.
             merger: the merger of a group of models.
             new_writer: gives the writer of further parameters.
+            prefix_cache_bytes: cap on what is kept of hops for routes that begin alike.
         """
         self._model, self._groups, self._writer = model, groups, writer
         self._merger, self._new_writer = merger, new_writer
@@ -66,16 +79,19 @@ class LiveRoutes:
         self._maker = BlockMaker(model, groups, stack, next(model.parameters()).dtype)
         self._names = BlockNames(architecture)
         self._inside = next(slot for slot in architecture.slots if slot.block is not None)
+        self._of_hops: list[Slot] = []  # one tensor of each hop's block, as the route counts blocks
         depth = first_stack_depth(architecture)
         self._outside = [slot for slot in architecture.slots if slot.block is None or slot.block >= depth]
         self._blocks = RouteList.take_place(model, stack)
         self._own = Lane(self._maker.own, writer, self._no_more_blocks, self._blocks.stored)
         self._of_sources: dict[Source, Lane] = {groups.reference: self._own}
         self._of_merges: list[Lane] = []
+        self.prefixes = PrefixCache(model, self._blocks, prefix_cache_bytes)
         self._slots: dict[int, dict[int, list[Slot]]] = {}  # by id of the group
         self._ends: list[tuple[Node, str | None]] | None = None
+        self._ends_version = 0
         self._plain = (depth, self._own.shape.tables)  # what the configuration tells outside routes
-        self._running: tuple[Route, list[HopStep], dict[str, list[Any]]] | None = None
+        self._running: _Running | None = None
 
     @property
     def lanes(self) -> tuple[Lane, ...]:
@@ -102,8 +118,10 @@ class LiveRoutes:
             return parts[id(node)]
 
         path: list[tuple[_Part, int]] = []
+        while len(self._of_hops) < len(route.hops):
+            self._of_hops.append(self._names.moved(self._inside, len(self._of_hops)))
         for index in range(len(route.hops)):
-            node, place = places.locate(route, self._names.moved(self._inside, index))
+            node, place = places.locate(route, self._of_hops[index])
             assert place.block is not None
             path.append((part_of(node), place.block))
             path[-1][0].wanted.append(place.block)
@@ -160,6 +178,7 @@ class LiveRoutes:
         """Write what the lanes and the tensors outside the blocks do not hold yet."""
         ends = [part.content for part in parts if part.ends]
         keeps_ends, self._ends = ends == self._ends, None
+        self._ends_version += not keeps_ends
         for part in parts:
             missing: list[int] = []
             if part.lane is not None:
@@ -186,26 +205,32 @@ class LiveRoutes:
         return self._slots[id(group)]
 
     def _run(self, route: Route, path: list[tuple[_Part, int]]) -> None:
-        steps = []
+        steps, content = [], []
         lists: dict[str, list[Any]] = {name: [] for name in self._own.shape.tables}
         for hop, (part, block) in zip(route.hops, path, strict=True):
             assert part.lane is not None
             steps.append(HopStep(part.lane.blocks[block], hop.scale))
+            content.append((part.lane.version, block))
             for name, values in lists.items():
                 values.append(part.lane.shape.tables[name][block])
-        self._show((route, steps, lists))
+        self._show(_Running(route, steps, content, lists))
 
-    def _show(self, running: tuple[Route, list[HopStep], dict[str, list[Any]]] | None) -> None:
+    def _show(self, running: _Running | None) -> None:
         """Run a route, or the live model's own blocks."""
         self._running = running
         if running is None:
             set_depth(self._model.config, *self._plain)
             self._blocks.reset()
+            self.prefixes.stop()
             return
-        route, steps, lists = running
-        set_depth(self._model.config, len(steps), lists)
+        route, steps = running.route, running.steps
+        set_depth(self._model.config, len(steps), running.lists)
         in_branch = route.scale_target == "branch" and route.is_scaled
         self._blocks.run(steps, route.scale_target, route.output_scale, self._last_write if in_branch else None)
+        # With branch scales a hop's output holds what the next one's scale does to its last write.
+        behind = [*((step.scale for step in steps[1:]) if in_branch else [1.0] * (len(steps) - 1)), route.output_scale]
+        path = [(*content, step.scale, scale) for content, step, scale in zip(running.content, steps, behind)]
+        self.prefixes.start(path, (self._ends_version, route.scale_target if in_branch else "stream"))
 
     @cached_property
     def _last_write(self) -> str:

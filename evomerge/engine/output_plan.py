@@ -25,6 +25,7 @@ class OutputUnit:
         copied: the copied tensor's name in the model.
         group: how the merged tensors are turned into the written ones, None where they are the same.
         model: the model on the meta device, where there is a group.
+        given: the written tensor itself, where it is of no model.
     """
 
     entries: tuple[TensorEntry, ...]
@@ -32,6 +33,7 @@ class OutputUnit:
     copied: str = ""
     group: StoredGroup | None = None
     model: nn.Module | None = None
+    given: Tensor | None = None
 
     def stored(self, merged: Sequence[Tensor]) -> list[Tensor]:
         """The tensors of the entries, from the merged ones of the slots."""
@@ -77,4 +79,9 @@ def plan_output(recipe: Recipe, models: OpenModels) -> list[OutputUnit]:
         if buffer is not None and stored not in used:
             entry = TensorEntry(stored, buffer.dtype, tuple(buffer.shape))
             units.append(OutputUnit((entry,), copied=name))
+    return in_file_order(units)
+
+
+def in_file_order(units: Sequence[OutputUnit]) -> list[OutputUnit]:
+    """The units with wider dtypes first."""
     return sorted(units, key=lambda unit: -max(entry.dtype.itemsize for entry in unit.entries))

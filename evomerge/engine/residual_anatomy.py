@@ -8,7 +8,7 @@ block(x) / c for the input x / c.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from evomerge.engine.probe_model import BUILD_ERRORS, ProbeModel
-from evomerge.engine.stream_watch import Seen, watch
+from evomerge.engine.stream_watch import Seen, StreamWatch, watch
 from evomerge.errors import UserError
 
 # Of a relative difference. In float32, on streams of size 1, rounding and the norms' epsilons stay far below.
 TOLERANCE = 2e-3
 PROOF_SCALES = (-0.5, 2.0)
+
+Read = Callable[[StreamWatch], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ class ResidualAnatomy:
         norm_gains: of the input norms.
         linear_reads: weights of linear layers that read the stream without a norm in between.
         final_norm: gain of the norm behind the blocks, its path in the model; None where there is none.
+        final_output: what the output of that norm is proportional to, all together; paths in the model.
+        embeddings: what the stream that enters the first block is proportional to, all together; paths in the model.
+            Empty where that cannot be said.
         fold_problem: why scales of the stream cannot be folded into the block's weights; None where they can.
         sign_problem: why negative ones cannot.
     """
@@ -59,6 +64,8 @@ class ResidualAnatomy:
     norm_gains: tuple[ScaledTensor, ...] = ()
     linear_reads: tuple[str, ...] = ()
     final_norm: ScaledTensor | None = None
+    final_output: tuple[ScaledTensor, ...] = ()
+    embeddings: tuple[ScaledTensor, ...] = ()
     fold_problem: str | None = None
     sign_problem: str | None = None
 
@@ -101,7 +108,7 @@ class _Search:
         problems: list[str] = []
         write_tensors = []
         for name in writes:
-            tensors = self._proportional(name)
+            tensors = self._written_by(name)
             if tensors is None:
                 problems.append(f"no weights of {name} are a plain factor of what it adds to the stream")
             write_tensors.append(tensors or ())
@@ -118,6 +125,8 @@ class _Search:
             norm_gains=tuple(_inside(name, gain) for name, gain in gains[: len(norms)] if gain is not None),
             linear_reads=tuple(f"{name}.weight" for name in linears),
             final_norm=_inside(*gains[-1]) if final and gains[-1][1] is not None else None,
+            final_output=self._final_output(list(final)) or (),
+            embeddings=self._embeddings() or (),
             fold_problem="; ".join(problems) or None,
             sign_problem=f"{lacking[0]} has no gain whose sign could be turned" if lacking else None,
         )
@@ -204,33 +213,52 @@ class _Search:
                     return ScaledTensor(name, offset)
         return None
 
-    def _proportional(self, module: str) -> tuple[ScaledTensor, ...] | None:
-        """Parameters of a module that, multiplied together by any number, multiply its output by it."""
-        whole = self._output(module)
-        order = {name: seen.order for name, seen in self._seen.inside.items()}
+    def _written_by(self, module: str) -> tuple[ScaledTensor, ...] | None:
         names = [name for name in self._parameters if name.startswith(f"{self._prefix}{module}.")]
+        found = self._proportional(names, lambda run: run.inside[module].output)
+        return found and tuple(ScaledTensor(entry.name.removeprefix(self._prefix), entry.offset) for entry in found)
+
+    def _final_output(self, modules: list[str]) -> tuple[ScaledTensor, ...] | None:
+        if len(modules) != 1:
+            return None
+        names = [name for name in self._parameters if name.rpartition(".")[0] == modules[0]]
+        return self._proportional(names, lambda run: run.outside[modules[0]].output)
+
+    def _embeddings(self) -> tuple[ScaledTensor, ...] | None:
+        first = min(seen.order for seen in self._seen.inside.values() if seen.order >= 0)
+        before = [name for name, seen in self._seen.outside.items() if 0 <= seen.order < first]
+        names = [name for name in self._parameters if name.rpartition(".")[0] in before]
+        return self._proportional(names, lambda run: run.embedded)
+
+    def _proportional(self, names: list[str], read: Read) -> tuple[ScaledTensor, ...] | None:
+        """Which of some parameters, multiplied together by any number, multiply a tensor of the run by it."""
+        whole = read(self._seen)
+        if whole is None:
+            return None
+        order = {self._prefix + name: seen.order for name, seen in self._seen.inside.items()}
+        order |= {name: seen.order for name, seen in self._seen.outside.items()}
         # What runs last is nearest to the output: down_proj before up_proj.
-        names.sort(key=lambda name: -order.get(name.removeprefix(self._prefix).rpartition(".")[0], -1))
+        names = sorted(names, key=lambda name: -order.get(name.rpartition(".")[0], -1))
         for offset in (0.0, 1.0):
             rest, chosen = whole, []
             for name in names:
-                share = self._share(module, name, offset)
+                share = self._share(whole, read, name, offset)
                 if share is not None and (rest - share).norm() < 0.9 * rest.norm():
                     rest = rest - share
-                    chosen.append(ScaledTensor(name.removeprefix(self._prefix), offset))
+                    chosen.append(ScaledTensor(name, offset))
                 if rest.norm() < TOLERANCE * whole.norm():
                     return tuple(chosen)
         return None
 
-    def _share(self, module: str, name: str, offset: float) -> Tensor | None:
-        """What of a module's output is proportional to a parameter; None where it depends on it in another way."""
-        whole, value = self._output(module), self._parameters[name]
+    def _share(self, whole: Tensor, read: Read, name: str, offset: float) -> Tensor | None:
+        """What of a tensor of the run is proportional to a parameter; None where it depends on it in another way."""
+        value = self._parameters[name]
         if offset and value.ndim > 1:
             return None
         shares = []
         for factor in (2.0, 3.0):
             with self._probe.changed({name: factor * (value + offset) - offset}):
-                changed = watch(self._probe, self._stack).inside[module].output
+                changed = read(watch(self._probe, self._stack))
             assert changed is not None
             shares.append((changed - whole) / (factor - 1))
         is_straight = (shares[0] - shares[1]).norm() <= TOLERANCE * whole.norm()
@@ -240,8 +268,10 @@ class _Search:
         """Why folding does not give the same block after all, None where it does."""
         for scale in PROOF_SCALES[1 if found.sign_problem else 0 :]:
             values = dict(self._folded(found, scale))
+            for entry in found.embeddings:
+                values[entry.name] = (self._parameters[entry.name] + entry.offset) / scale - entry.offset
             with self._probe.changed(values):
-                folded = watch(self._probe, self._stack, 1 / scale).stream_out * scale
+                folded = watch(self._probe, self._stack, 1.0 if found.embeddings else 1 / scale).stream_out * scale
             if not _same(folded, self._seen.stream_out):
                 error = float((folded - self._seen.stream_out).norm() / self._seen.stream_out.norm())
                 return f"a block whose stream is divided by {scale} differs by {error:.1%} with its weights adjusted"

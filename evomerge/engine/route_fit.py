@@ -22,7 +22,7 @@ EQUAL = {
 }
 # What one configuration says for all blocks of a model; parts of `rope_parameters` are compared one by one.
 MODEL_WIDE = (
-    "rope_theta", "rope_parameters", "rope_scaling", "partial_rotary_factor", "rms_norm_eps", "layer_norm_eps",
+    "rope_theta", "rope_parameters", "partial_rotary_factor", "rms_norm_eps", "layer_norm_eps",
     "layer_norm_epsilon", "norm_epsilon", "norm_eps", "sliding_window", "use_sliding_window", "hidden_act",
     "hidden_activation", "activation_function", "attn_logit_softcapping", "query_pre_attn_scalar",
     "residual_multiplier", "attention_multiplier",

@@ -33,12 +33,14 @@ class StreamWatch:
     """What one run of the model showed.
 
     Attributes:
-        stream_in: what entered the block, flattened.
+        embedded: what the model gave the block, flattened.
+        stream_in: what entered the block: the same with every token multiplied by a number of its own.
         stream_out: what left it.
         inside: by module path inside the block.
         outside: by module path in the model, of innermost modules outside the block.
     """
 
+    embedded: Tensor = field(default_factory=lambda: torch.empty(0))
     stream_in: Tensor = field(default_factory=lambda: torch.empty(0))
     stream_out: Tensor = field(default_factory=lambda: torch.empty(0))
     inside: dict[str, Seen] = field(default_factory=dict)
@@ -63,6 +65,7 @@ def watch(probe: ProbeModel, stack_name: str, input_scale: float = 1.0) -> Strea
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         stream = args[0] if args else kwargs["hidden_states"]
+        found.embedded = stream.detach().flatten().clone()
         # Tokens of different size, so that no norm is by chance the identity on a stream that is normal already.
         stream = stream * torch.linspace(0.5, 1.5, stream.shape[-2]).unsqueeze(-1) * input_scale
         found.stream_in = stream.detach().flatten().clone()

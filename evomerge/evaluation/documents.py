@@ -168,6 +168,10 @@ def _plan_one(config: FitnessConfig, import_paths: Sequence[str]) -> tuple[Fitne
         from evomerge.evaluation.python_fitness import plan_python
 
         return plan_python(config, import_paths)
+    if config.cost is not None:
+        from evomerge.evaluation.cost_fitness import plan_cost
+
+        return plan_cost(config), []
     from evomerge.evaluation.task_planning import plan_task
 
     return plan_task(config)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from evomerge.errors import UserError
+from evomerge.evaluation.cost_fitness import CostFitness, CostMeter
 from evomerge.evaluation.documents import DocumentPlan, FitnessPlan
 from evomerge.evaluation.failures import ScoringFailed, failure_of
 from evomerge.evaluation.fitness_yaml import FitnessConfig
@@ -44,11 +45,16 @@ class Evaluator(Protocol):
         """Remarks for people, for example why a slower loop is used."""
         ...
 
-    def bind(self, model: Any, tokenizer: Any) -> None:
+    def bind(self, model: Any, tokenizer: Any, cost: CostMeter | None = None) -> None:
         """Use this model from now on and prepare the search split.
 
+        Args:
+            model: the live model.
+            tokenizer: its tokenizer.
+            cost: counts what the live model costs now, at a context length; needed for ``cost`` fitnesses.
+
         Raises:
-            UserError: the tasks cannot be built, or do not fit the model's tokenizer.
+            UserError: the tasks cannot be built, or do not fit the model or its tokenizer.
         """
         ...
 
@@ -112,12 +118,14 @@ class FitnessEvaluator:
         self._model: Any = None
         self._tokenizer: Any = None
         self._scorer: Any = None
-        self._parts: list[PythonFitness | _LmEvalPart] = [
-            PythonFitness(config, plan.of(config.name), settings.import_paths)
-            if config.python is not None
-            else _LmEvalPart(config, plan.of(config.name))
-            for config in self._configs
-        ]
+        self._parts: list[PythonFitness | CostFitness | _LmEvalPart] = []
+        for config in self._configs:
+            if config.cost is not None:
+                self._parts.append(CostFitness(config))
+            elif config.python is not None:
+                self._parts.append(PythonFitness(config, plan.of(config.name), settings.import_paths))
+            else:
+                self._parts.append(_LmEvalPart(config, plan.of(config.name)))
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -137,9 +145,12 @@ class FitnessEvaluator:
         slow = self._scorer.slow_paths if self._scorer is not None else {}
         return tuple(f"{kind} runs through lm-eval's own loop: {reason}" for kind, reason in slow.items())
 
-    def bind(self, model: Any, tokenizer: Any) -> None:
+    def bind(self, model: Any, tokenizer: Any, cost: CostMeter | None = None) -> None:
         """See `Evaluator.bind`."""
         self._model, self._tokenizer = model, tokenizer
+        for part in self._parts:
+            if isinstance(part, CostFitness):
+                part.use(cost)
         self._rebuild()
 
     def set_batch_size(self, batch_size: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -15,6 +15,9 @@ from evomerge.terms import SPLITS, SplitName
 from evomerge.yaml_files import pydantic_problems, read_yaml_mapping
 
 FitnessSpec = str | Path | Mapping[str, Any]
+
+CostName = Literal["num_hops", "num_parameters", "flops_per_token", "latency"]
+_COST_OPTIONS = {"context": "flops_per_token", "tokens": "latency", "repeats": "latency"}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*")
 _PYTHON = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -69,13 +72,17 @@ class DocumentRoles(_Frozen):
 
 
 class FitnessConfig(_Frozen):
-    """One fitness: an lm-eval task, group or tag with one metric, or a Python function.
+    """One fitness: an lm-eval task, group or tag with one metric, a Python function, or what a model costs.
 
     Attributes:
         name: of the objective; default: the file's name, else the task's.
         description: for people.
         task: lm-eval task, group or tag: built in, under fitness/tasks, or under ``include_path``; or a task's YAML.
         python: ``module:function`` instead of a task (see python_fitness).
+        cost: ``num_hops``, ``num_parameters``, ``flops_per_token`` or ``latency`` instead (see cost_fitness).
+        context: positions that attention looks at, of ``flops_per_token``; None = 512.
+        tokens: length of the prompt, of ``latency``; None = 128.
+        repeats: measured forwards, of ``latency``; None = 5.
         objectives: names the function returns, when it returns more than one.
         metric: ``metric`` or ``metric,filter`` as lm-eval reports it; default: the task's only one.
         documents: documents of search, validation and held-out. For a group, per member.
@@ -85,12 +92,11 @@ class FitnessConfig(_Frozen):
         apply_chat_template: wrap prompts in the tokenizer's chat template.
         system_prompt: put before every prompt.
         gen_kwargs: change the task's generation arguments (``until``, ``max_gen_toks``, ...).
-        weight: share in a weighted sum of objectives.
+        weight: share in a weighted sum of objectives; a cost's is 0 unless it is given.
+        reference: the worst value worth counting, natural direction; hypervolume is measured from there.
         higher_is_better: overrides the metric's own direction.
         normalise: whose score this one is divided by for the optimizer: raw, base, expert, or ``expert NAME``; None =
             what the experiment says.
-        reference: worst value that counts for hypervolume, in the metric's own direction; of a ``python`` fitness with
-            several objectives a mapping from objective.
         allow_test_split: allow searching on the split a benchmark reports; recorded in every export.
         drop_duplicates: leave out of search (and validation) what also occurs in a later role, instead of refusing.
         batch_size: rows of one forward, None = the evaluator's default.
@@ -103,6 +109,10 @@ class FitnessConfig(_Frozen):
     description: str = ""
     task: str | None = None
     python: str | None = None
+    cost: CostName | None = None
+    context: int | None = Field(default=None, ge=1)
+    tokens: int | None = Field(default=None, ge=1)
+    repeats: int | None = Field(default=None, ge=1)
     objectives: tuple[str, ...] = ()
     metric: str | None = None
     documents: DocumentRoles | None = None
@@ -113,9 +123,9 @@ class FitnessConfig(_Frozen):
     system_prompt: str | None = None
     gen_kwargs: dict[str, Any] = Field(default_factory=dict)
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    reference: float | None = Field(default=None, allow_inf_nan=False)
     higher_is_better: bool | None = None
     normalise: str | None = None
-    reference: float | dict[str, float] | None = None
     allow_test_split: bool = False
     drop_duplicates: bool = False
     batch_size: int | None = Field(default=None, ge=1)
@@ -142,21 +152,43 @@ class FitnessConfig(_Frozen):
             raise ValueError(f"expected `module:function`, got {value!r}")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _costs_weigh_nothing(cls, value: Any) -> Any:
+        """A cost is in a unit of its own, so it has a share in weighted sums only where the user gives one."""
+        is_cost = isinstance(value, Mapping) and value.get("cost") is not None
+        return {"weight": 0.0, **value} if is_cost else value
+
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if (self.task is None) == (self.python is None):
-            raise ValueError("exactly one of `task` (an lm-eval task) and `python` (module:function) is needed")
-        if self.python is not None:
+        if sum(kind is not None for kind in (self.task, self.python, self.cost)) != 1:
+            raise ValueError(
+                "exactly one of `task` (an lm-eval task), `python` (module:function) and `cost` (num_hops, ...) "
+                "is needed"
+            )
+        if self.reference is not None and self.objectives:
+            raise ValueError("`reference` belongs to a fitness of one objective")
+        for name, cost in _COST_OPTIONS.items():
+            if getattr(self, name) is not None and self.cost != cost:
+                raise ValueError(f"`{name}` belongs to `cost: {cost}`")
+        if self.cost is not None:
+            self._check_cost()
+        elif self.python is not None:
             self._check_python()
         else:
             self._check_task()
         return self
 
+    def _check_cost(self) -> None:
+        allowed = {"name", "description", "cost", "weight", "reference", *_COST_OPTIONS}
+        given = [
+            name for name, entry in type(self).model_fields.items()
+            if name not in allowed and getattr(self, name) != entry.get_default(call_default_factory=True)
+        ]  # fmt: skip
+        if given:
+            raise ValueError(f"`{given[0]}` does not go with `cost`: costs have no documents and are always lowered")
+
     def _check_python(self) -> None:
-        named = self.reference if isinstance(self.reference, dict) else {}
-        unknown = [name for name in named if name not in self.objectives]
-        if unknown:
-            raise ValueError(f"reference: {unknown[0]!r} is none of the objectives {', '.join(self.objectives)}")
         task_only = ("metric", "fewshot", "fewshot_split", "gen_kwargs", "system_prompt", "exact", "include_path")
         given = [name for name in task_only if getattr(self, name)]
         if given:
@@ -168,8 +200,6 @@ class FitnessConfig(_Frozen):
     def _check_task(self) -> None:
         if self.objectives:
             raise ValueError("`objectives` belongs to a `python` fitness; a task has one `metric`")
-        if isinstance(self.reference, dict):
-            raise ValueError("`reference` is one number, as a task has one objective")
         if self.documents is None:
             raise ValueError("`documents` is missing, for example {search: {split: train, limit: 200}}")
         for role, selection in self.documents.items():
@@ -186,15 +216,11 @@ class FitnessConfig(_Frozen):
         """Filter, None when the file leaves it out."""
         return self.metric.partition(",")[2].strip() or None if self.metric else None
 
-    def reference_of(self, objective: str) -> float | None:
-        """The reference of an objective by its full name, None where the file gives none."""
-        if isinstance(self.reference, dict):
-            return self.reference.get(objective.rpartition("/")[2])
-        return self.reference
-
     @property
     def roles(self) -> tuple[SplitName, ...]:
-        """Roles that have documents."""
+        """Roles it can be scored in: those that have documents, all for a cost."""
+        if self.cost is not None:
+            return SPLITS
         return tuple(role for role, _ in self.documents.items()) if self.documents else ()
 
 
@@ -248,7 +274,7 @@ def _load_one(spec: FitnessSpec, where: str, base: Path) -> FitnessConfig:
     except ValidationError as error:
         raise InvalidInput(pydantic_problems(error, place, FitnessConfig)) from None
     task = Path(config.task).stem if config.task and config.task.endswith((".yaml", ".yml")) else config.task
-    default = default_name or task or str(config.python).replace(":", ".")
+    default = default_name or task or config.cost or str(config.python).replace(":", ".")
     name = config.name or re.sub(r"[^A-Za-z0-9_.:-]", "_", default)
     return config.model_copy(update={"name": name, **_absolute_paths(config, folder)})
 

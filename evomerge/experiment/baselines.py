@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from evomerge.experiment.config import FinishConfig
-from evomerge.recipes.recipe import Hop, Merge, Node, Recipe, Rule, Source, route_through
+from evomerge.recipes.recipe import Hop, Merge, Node, Recipe, Route, Rule, Source, route_through
 
 Experts = tuple[tuple[str, Source], ...]
 
@@ -16,8 +16,9 @@ def baseline_recipes(
     settings: FinishConfig,
     dtype: str | None,
     depths: Mapping[str, int] | None = None,
+    stages: Sequence[tuple[str, Node]] = (),
 ) -> dict[str, Recipe]:
-    """Named baselines: the base, each expert, the uniform soup, task arithmetic at fixed strengths, default TIES.
+    """Named baselines: base, experts, what earlier stages found, uniform soup, task arithmetic, default TIES.
 
     Task arithmetic and TIES need a base and are left out without one. Models of different depth cannot be merged; then
     the base and the experts are all, each as a route through its own blocks.
@@ -28,9 +29,11 @@ def baseline_recipes(
         settings: strengths and density.
         dtype: stored dtype of the merged weights, None = the base's own.
         depths: number of blocks by name, as far as known.
+        stages: (name, model) of what earlier stages found.
     """
     if depths and len(set(depths.values())) > 1:
-        return _whole_routes(base, experts, depths, dtype)
+        routes = {f"stage {name}": Recipe(node, dtype=dtype) for name, node in stages if isinstance(node, Route)}
+        return _whole_routes(base, experts, depths, dtype) | routes
     reference = base or experts[0][1]
 
     def recipe(model: Node) -> Recipe:
@@ -38,6 +41,7 @@ def baseline_recipes(
 
     found = {} if base is None else {"base": recipe(base)}
     found |= {f"expert {name}": recipe(source) for name, source in experts}
+    found |= {f"stage {name}": recipe(node) for name, node in stages}
     if len(experts) > 1:
         share = Rule(1 / len(experts))
         found["uniform soup"] = recipe(Merge("linear", experts, None, (("coefficient", (share,)),)))

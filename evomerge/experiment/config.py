@@ -36,6 +36,7 @@ def parse_bytes(value: Any) -> Any:
 
 DurationSeconds = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
 SizeBytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+SizeBytesOrNone = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0)]
 
 
 class Strict(BaseModel):
@@ -65,10 +66,15 @@ class SourceConfig(Strict):
 
 
 class ModelsConfig(Strict):
-    """The base (common ancestor) and the experts to merge."""
+    """The base (common ancestor), the experts to merge, and what earlier stages found (name to recipe).
+
+    ``merge`` names those experts and stages that a parameter space merges; None = all experts.
+    """
 
     base: SourceConfig | None = None
     experts: dict[str, SourceConfig] = Field(min_length=1)
+    stages: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    merge: list[str] | None = Field(default=None, min_length=1)
 
     @field_validator("experts", mode="before")
     @classmethod
@@ -90,12 +96,13 @@ class ModelsConfig(Strict):
 
 
 class OptimizerConfig(BaseModel):
-    """Name and mode of the optimizer; every other key is a setting of that optimizer."""
+    """Name, mode and start of the optimizer; every other key is a setting of that optimizer."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str
     mode: Literal["generational", "steady_state"] = "generational"
+    warm_start: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -136,6 +143,7 @@ class RuntimeConfig(Strict):
     max_attempts: int = Field(default=2, ge=1, le=10)
     address: str | None = None
     state_memory: SizeBytes | None = None
+    prefix_cache: SizeBytesOrNone | None = None
 
     @field_validator("workers", "threads")
     @classmethod

@@ -11,12 +11,14 @@ from evomerge.evaluation.documents import plan_documents
 from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 from evomerge.evaluation.fitness_yaml import FitnessSpec, load_fitness
 from evomerge.evaluation.statistics import Interval, score_interval
+from evomerge.experiment.inspecting import find_candidate, open_run
 from evomerge.experiment.merging import as_recipe
 from evomerge.recipes.recipe import Recipe, Route, Source
 from evomerge.runtime.build import worker_factory
 from evomerge.runtime.executor import Job, WorkerPlan
 from evomerge.runtime.inline_executor import InlineExecutor
 from evomerge.runtime.resources import RuntimeSettings, local_machine, plan_resources
+from evomerge.store.stage_list import has_run
 from evomerge.terms import Evaluation, Objective, SplitName
 
 
@@ -48,7 +50,7 @@ def evaluate(
     """Merge a recipe in memory (or load a model) and score it.
 
     Args:
-        model: a recipe, a recipe file, or a model (hub id, directory, ``zoo:`` name).
+        model: a recipe, a recipe file, a run directory (its winner), or a model (hub id, directory, ``zoo:`` name).
         fitness: preset names, files or mappings.
         split: which documents.
         settings: dtype, device, threads and batch size; the executor is always this process.
@@ -56,7 +58,7 @@ def evaluate(
     Raises:
         UserError: the model or the fitness cannot be used, or the model could not be scored.
     """
-    recipe = model if isinstance(model, Recipe) else as_recipe(model)
+    recipe = model if isinstance(model, Recipe) else _recipe(model)
     configs = load_fitness(fitness, "--fitness")
     without = [config.name for config in configs if split not in config.roles]
     if without:
@@ -85,6 +87,13 @@ def evaluate(
     tables = outcome.evaluation.document_scores
     intervals = {table.objective: interval for table in tables if (interval := score_interval([table])) is not None}
     return Scored(recipe, split, objectives, outcome.evaluation, intervals)
+
+
+def _recipe(model: str | Path) -> Recipe:
+    if not has_run(model):
+        return as_recipe(model)
+    opened = open_run(model)
+    return opened.recipe(find_candidate(opened, "best"))
 
 
 def _models(recipe: Recipe) -> tuple[Source | None, tuple[tuple[str, Source], ...]]:

@@ -8,6 +8,7 @@ from typing import Any
 from evomerge.experiment.baselines import baseline_recipes
 from evomerge.experiment.load import Experiment
 from evomerge.experiment.recorder import RunRecorder
+from evomerge.experiment.reporting import report_at_end
 from evomerge.experiment.search_loop import candidate_key
 from evomerge.experiment.summary import build_summary, write_summary
 from evomerge.recipes.recipe import Recipe
@@ -70,7 +71,8 @@ def _baselines(loaded: Experiment) -> dict[str, Recipe]:
 
 
 def _recipes(loaded: Experiment) -> dict[str, Recipe]:
-    return baseline_recipes(loaded.base, loaded.experts, loaded.config.finish, loaded.config.dtype, loaded.depths)
+    config = loaded.config
+    return baseline_recipes(loaded.base, loaded.experts, config.finish, config.dtype, loaded.depths, loaded.stages)
 
 
 class Finish:
@@ -126,6 +128,7 @@ class Finish:
             return None
         summary = build_summary(self.loaded, self.recorder, list(self.baselines), finalists, winner, reason)
         write_summary(self.recorder.run_dir, summary)
+        report_at_end(self.recorder.run_dir, self.loaded, summary, self.recorder.view)
         return summary
 
     @property

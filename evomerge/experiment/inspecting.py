@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evomerge.engine.merge_to_disk import Progress, merge_to_disk
+from evomerge.engine.merge_to_disk import Progress, Told, merge_to_disk
 from evomerge.errors import UserError
 from evomerge.experiment.load import Experiment, load_experiment
 from evomerge.recipes.recipe import Recipe
@@ -31,7 +32,7 @@ class OpenRun:
     run_dir: RunDir
     state: RunState
 
-    @property
+    @cached_property
     def experiment(self) -> Experiment:
         """The run's experiment."""
         return load_experiment(self.run_dir.experiment_path)
@@ -71,7 +72,11 @@ def front(path: str | Path) -> list[CandidateRecord]:
     Raises:
         UserError: there is no run.
     """
-    state = open_run(path).state
+    return front_records(open_run(path).state)
+
+
+def front_records(state: RunState) -> list[CandidateRecord]:
+    """The non-dominated candidates of a state, best weighted sum first."""
     records, fitness = state.scored()
     if not records:
         return []
@@ -81,7 +86,13 @@ def front(path: str | Path) -> list[CandidateRecord]:
 
 
 def export(
-    path: str | Path, out: str | Path, candidate: str | int = "best", progress: Progress | None = None
+    path: str | Path,
+    out: str | Path,
+    candidate: str | int = "best",
+    progress: Progress | None = None,
+    form: str = "auto",
+    *,
+    told: Told | None = None,
 ) -> list[Path]:
     """Write a candidate of a run as a checkpoint with a model card.
 
@@ -90,14 +101,21 @@ def export(
         out: new or empty directory; for ``front`` it gets one folder for each member.
         candidate: ``best`` (the winner of a finished run, else the best so far), ``front``, or a candidate's id.
         progress: called with (bytes written, bytes in total).
+        form: ``auto``, ``plain``, ``compact`` or ``mergekit``; but for routes only the first two.
+        told: called with one line on the form that was written and why, where there are several.
 
     Raises:
         UserError: no such run or candidate, or the place cannot be used.
     """
     opened = open_run(path)
     if candidate == "front":
-        return [_export_one(opened, record, Path(out) / f"candidate{record.id}", progress) for record in front(path)]
-    return [_export_one(opened, _find(opened, candidate), Path(out), progress)]
+        chosen = [(record, Path(out) / f"candidate{record.id}") for record in front(path)]
+    else:
+        chosen = [(find_candidate(opened, candidate), Path(out))]
+    return [
+        merge_to_disk(opened.recipe(record), place, progress, _card(opened, record), form=form, told=told)
+        for record, place in chosen
+    ]
 
 
 def project(path: str | Path, storage: str | None = None) -> int:
@@ -136,10 +154,15 @@ def dashboard(path: str | Path, port: int = 8080, storage: str | None = None) ->
     serve_dashboard(RunDir.open(path), port, storage)
 
 
-def _find(opened: OpenRun, candidate: str | int) -> CandidateRecord:
+def find_candidate(opened: OpenRun, candidate: str | int) -> CandidateRecord:
+    """A candidate of a run: ``best`` (the winner of a finished run, else the best so far), or by number.
+
+    Raises:
+        UserError: there is no such candidate.
+    """
     state, where = opened.state, opened.run_dir.path
     if candidate == "best":
-        winner = _summary(opened.run_dir).get("winner")
+        winner = read_summary(opened.run_dir).get("winner")
         record = state.candidates[winner["candidate"]] if winner else state.best()
         if record is None:
             raise UserError(f"{where}: no candidate has a fitness yet")
@@ -151,7 +174,12 @@ def _find(opened: OpenRun, candidate: str | int) -> CandidateRecord:
     return state.candidates[int(text)]
 
 
-def _summary(run_dir: RunDir) -> dict[str, Any]:
+def read_summary(run_dir: RunDir) -> dict[str, Any]:
+    """What summary.json holds; empty while there is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         found: dict[str, Any] = json.loads(run_dir.summary_path.read_text())
     except FileNotFoundError:
@@ -161,10 +189,6 @@ def _summary(run_dir: RunDir) -> dict[str, Any]:
     return found
 
 
-def _export_one(opened: OpenRun, record: CandidateRecord, out: Path, progress: Progress | None) -> Path:
-    return merge_to_disk(opened.recipe(record), out, progress, _card(opened, record))
-
-
 def _card(opened: OpenRun, record: CandidateRecord) -> Mapping[str, Any]:
     """Scores, splits and provenance for the model card."""
     started, run_dir = opened.state.started, opened.run_dir
@@ -172,7 +196,7 @@ def _card(opened: OpenRun, record: CandidateRecord) -> Mapping[str, Any]:
     manifest = load_manifest(run_dir.manifest_path)
     rows = []
     for objective_index, objective in enumerate(started.objectives):
-        row: list[Any] = [objective.name]
+        row: list[Any] = [f"{objective.name} ({objective.unit})" if objective.unit else objective.name]
         for key in (f"c{record.id}", f"validation:c{record.id}", f"held_out:c{record.id}"):
             event = opened.state.outcomes.get(key)
             natural = event.fitness[objective_index] if isinstance(event, Evaluated) else None

@@ -16,11 +16,13 @@ from evomerge.errors import InvalidInput, Problem, UserError, did_you_mean
 from evomerge.evaluation.fitness_yaml import FitnessConfig, load_fitness, objective_names
 from evomerge.evaluation.python_fitness import add_import_paths
 from evomerge.experiment.config import ExperimentConfig
+from evomerge.experiment.cost_objectives import cost_problems
 from evomerge.experiment.model_facts import ModelFacts, find_model_facts
 from evomerge.experiment.objectives import ObjectiveRules, parse_rules
 from evomerge.experiment.overrides import apply_overrides
 from evomerge.presets import preset_dir
-from evomerge.recipes.recipe import Source
+from evomerge.recipes.recipe import Node, Route, Source
+from evomerge.recipes.recipe_yaml import recipe_from_mapping
 from evomerge.search import base as search
 from evomerge.search.catalogue import SPECS, validate_optimizer
 from evomerge.spaces.joint_config import data_flow_of
@@ -48,6 +50,7 @@ class Experiment:
         resolved: the file with presets written out; what the run directory keeps.
         notes: lines worth telling, for example what would be downloaded.
         depths: number of blocks of the models that are on this machine, by name (``base``, experts).
+        stages: (name, model) of what earlier stages found, in their order.
         rules: what the file says about normalising and constraints.
     """
 
@@ -62,7 +65,18 @@ class Experiment:
     resolved: dict[str, Any]
     notes: tuple[str, ...] = field(default=())
     depths: Mapping[str, int] = field(default_factory=dict)
+    stages: tuple[tuple[str, Node], ...] = ()
     rules: ObjectiveRules = field(default_factory=ObjectiveRules)
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.config.name
+
+    @property
+    def models(self) -> tuple[Source, ...]:
+        """The base, where there is one, and the experts."""
+        return (*_given(self.base), *(source for _, source in self.experts))
 
     @property
     def num_objectives(self) -> int:
@@ -140,6 +154,7 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
 
     base = config.models.base.source() if config.models.base else None
     experts = tuple((key, item.source()) for key, item in config.models.experts.items())
+    stages = tuple(_found(config, where, problems))
     sources = tuple(describe_source(source) for source in dict.fromkeys([*_given(base), *(s for _, s in experts)]))
     problems += [Problem(f"{where}: models", f"{s.source}: {s.message}") for s in sources if _unusable(s)]
     fitness = collect(lambda: load_fitness(config.fitness, f"{where}: fitness", folder))
@@ -149,11 +164,14 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
     facts = collect(lambda: find_model_facts(base, experts, here, space_config)) or ModelFacts()
     space = None
     if space_config is not None:
-        seed = derive_seed(config.seed, "masks")
-        models = SpaceModels(base, experts, facts.num_blocks, seed, config.dtype, facts.tensors, facts.shapes)
+        found = tuple((name, node) for name, node in stages if not isinstance(node, Route))
+        seed, shapes = derive_seed(config.seed, "masks"), facts.shapes
+        merged = collect(lambda: _merged(config, where, experts, found, space_config)) or experts
+        models = SpaceModels(base, merged, facts.num_blocks, seed, config.dtype, facts.tensors, shapes, found)
         space = collect(lambda: build_space(space_config, models))
     rules = None if fitness is None else collect(lambda: parse_rules(config, fitness, where))
     problems += _optimizer_problems(config, where, space, fitness)
+    problems += cost_problems(config, where, fitness or ())
     if problems:
         raise InvalidInput(problems)
     assert fitness is not None
@@ -166,10 +184,52 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
         *facts.notes,
         *(f"{s.source}: {s.message}" for s in sources if not s.ready),
     )
+    fitnesses = tuple(fitness), tuple(report)
     return Experiment(
-        config, where, base, experts, space, tuple(fitness), tuple(report),
-        sources=sources, resolved=resolved, notes=notes, depths=facts.depths, rules=rules,
-    )  # fmt: skip
+        config, where, base, experts, space, *fitnesses, sources, resolved, notes, facts.depths, stages, rules
+    )
+
+
+def _found(config: ExperimentConfig, where: str, problems: list[Problem]) -> Iterator[tuple[str, Node]]:
+    """What earlier stages found, by name."""
+    for name, mapping in config.models.stages.items():
+        place = f"{where}: models.stages.{name}"
+        if name in config.models.experts or name == "base":
+            problems.append(Problem(place, "a model has this name already; names of models and stages must differ"))
+        try:
+            yield name, recipe_from_mapping(mapping, place).model
+        except InvalidInput as error:
+            problems.extend(error.problems)
+
+
+def _merged(
+    config: ExperimentConfig,
+    where: str,
+    experts: tuple[tuple[str, Source], ...],
+    found: tuple[tuple[str, Node], ...],
+    space: object,
+) -> tuple[tuple[str, Node], ...]:
+    """The models that a parameter space merges.
+
+    Raises:
+        InvalidInput: a name that no model has, or a space whose models are named in another way.
+    """
+    chosen, known = config.models.merge, {**dict(experts), **dict(found)}
+    if chosen is None:
+        return experts
+    place = f"{where}: models.merge"
+    problems = [
+        Problem(place, f"there is no model {name!r}. {did_you_mean(name, known)}")
+        for name in chosen
+        if name not in known
+    ]
+    if len(set(chosen)) < len(chosen):
+        problems.append(Problem(place, "a model is listed twice"))
+    if data_flow_of(space) is not None:
+        problems.append(Problem(place, "only counts for a parameter space; name the models of a path in its `pool`"))
+    if problems:
+        raise InvalidInput(problems)
+    return tuple((name, known[name]) for name in chosen)
 
 
 def _given(source: Source | None) -> list[Source]:
@@ -201,6 +261,9 @@ def _optimizer_problems(
     spec = SPECS[name]
     if config.optimizer.mode == "steady_state" and not spec.steady_state:
         return [Problem(f"{place}.mode", f"{name} works in generations only")]
+    if config.optimizer.warm_start is not None and not spec.warm_start:
+        able = ", ".join(other.name for other in SPECS.values() if other.warm_start)
+        return [Problem(f"{place}.warm_start", f"{name} learns only from its own candidates. Use {able}.")]
     found = validate_optimizer(name, config.optimizer.settings, _optimizer_problem(config, space, fitness))
     return [Problem(f"{where}: {key}", message) for key, message in found]
 
@@ -218,11 +281,14 @@ def _optimizer_problem(
         noisy=any(_is_sample(item) for item in fitness),
         workers=config.runtime.workers if isinstance(config.runtime.workers, int) else DEFAULT_BATCH,
         num_constraints=len(config.constraints),
+        warm_start=config.optimizer.warm_start is not None,
     )
 
 
 def _is_sample(config: FitnessConfig) -> bool:
-    """Whether the search scores a sample of the split, so that a score is an estimate."""
+    """Whether a score is an estimate: the search scores a sample of the split, or measures time."""
+    if config.cost is not None:
+        return config.cost == "latency"
     return config.documents is not None and config.documents.search.limit is not None
 
 
@@ -230,6 +296,8 @@ def _resolved(
     config: ExperimentConfig, space: BaseModel, fitness: Sequence[FitnessConfig], report: Sequence[FitnessConfig]
 ) -> dict[str, Any]:
     mapping = config.model_dump(mode="json", exclude_none=True)
+    if not config.models.stages:
+        del mapping["models"]["stages"]
     mapping["search_space"] = space.model_dump(mode="json", exclude_defaults=True, by_alias=True)
     mapping["fitness"] = [item.model_dump(mode="json", exclude_defaults=True) for item in fitness]
     if report:

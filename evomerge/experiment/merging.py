@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from evomerge.engine.merge_to_adapter import AdapterReport, merge_to_adapter
-from evomerge.engine.merge_to_disk import Progress, merge_to_disk
+from evomerge.engine.merge_to_disk import Progress, Told, merge_to_disk
 from evomerge.errors import InvalidInput, Problem, UserError
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.recipe_yaml import load_recipe
@@ -19,6 +19,9 @@ def merge(
     hash_kind: str = "headers",
     output: str | None = None,
     rank: int | None = None,
+    form: str = "auto",
+    *,
+    told: Told | None = None,
 ) -> Path | AdapterReport:
     """Write a recipe's model as a checkpoint, or a merge of LoRA adapters as an adapter.
 
@@ -29,6 +32,8 @@ def merge(
         hash_kind: what is hashed for the sources' fingerprints in the recipe file: ``headers`` or ``full`` contents.
         output: ``model`` or ``adapter``; None = what the recipe's options say, else a model.
         rank: of a written adapter; None = what the recipe's options say.
+        form: ``auto``, ``plain``, ``compact`` or ``mergekit``; but for routes only the first two.
+        told: called with one line on the form that was written and why, where there are several.
 
     Returns:
         The directory; for an adapter also what its rank cut off.
@@ -44,7 +49,9 @@ def merge(
     if wanted == "model":
         if rank is not None:
             raise UserError("--rank: only an adapter has a rank; add --output adapter")
-        return merge_to_disk(loaded, Path(out), progress, hash_kind=hash_kind)
+        return merge_to_disk(loaded, Path(out), progress, hash_kind=hash_kind, form=form, told=told)
+    if form not in ("auto", "plain"):
+        raise UserError(f"--form {form}: an adapter has one form only; leave it out")
     rank = int(options.get("rank", 0)) if rank is None else rank
     if not rank:
         raise UserError("--output adapter: give its rank with --rank, for example --rank 16")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from evomerge.engine.architecture import Architecture
 from evomerge.engine.model_tensors import check_models
 from evomerge.engine.route_fit import check_route_models
+from evomerge.errors import UserError
 from evomerge.recipes.recipe import Source
 from evomerge.spaces.joint_config import JointConfig, data_flow_of
 from evomerge.spaces.space import ModelShape
@@ -73,7 +74,11 @@ def find_model_facts(
         (model.name, ModelShape(len(model.block_parameters), model.block_parameters, model.outside_parameters))
         for model in models
     )
-    return ModelFacts(None if merged is None else merged.num_blocks, tensors, shapes, notes)
+    facts = ModelFacts(None if merged is None else merged.num_blocks, tensors, shapes, notes)
+    if merged is not None and len(set(facts.depths.values())) > 1:
+        listed = ", ".join(f"{name} has {depth}" for name, depth in facts.depths.items())
+        raise UserError(f"the merge of a joint search space needs models of one depth: {listed} blocks")
+    return facts
 
 
 def _shape_of(architecture: Architecture) -> ModelShape:

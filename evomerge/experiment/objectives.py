@@ -1,9 +1,9 @@
-"""What an experiment says about its objectives: normalising, constraints, references, and the one number of several."""
+"""What an experiment says about its objectives: normalising, constraints, and the one number of several."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from evomerge.errors import InvalidInput, Problem, did_you_mean
@@ -105,32 +105,6 @@ def check_directions(config: ExperimentConfig, objectives: Sequence[Objective], 
                 )
             ]
         )
-
-
-def with_references(objectives: Sequence[Objective], fitness: Sequence[FitnessConfig]) -> tuple[Objective, ...]:
-    """The objectives with the worst values that their fitness files give for hypervolume."""
-    given = {name: item.reference_of(name) for item in fitness for name in objective_names(item)}
-    return tuple(
-        objective if given.get(objective.name) is None else replace(objective, reference=given[objective.name])
-        for objective in objectives
-    )
-
-
-def reference_point_of(objectives: Sequence[Objective]) -> tuple[float, ...]:
-    """The corner from which hypervolume is measured, on the maximised scale; none while one coordinate is unknown.
-
-    Metrics that are to be raised (accuracy, match, F1) start at zero; a lowered one has no natural worst value, so the
-    user has to give its ``reference``.
-    """
-    found = []
-    for objective in objectives:
-        worst = objective.reference
-        if worst is None:
-            if not objective.higher_is_better:
-                return ()
-            worst = 0.0
-        found.append(objective.natural(worst))  # its own inverse
-    return tuple(found)
 
 
 @dataclass(frozen=True)

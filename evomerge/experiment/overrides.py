@@ -13,6 +13,8 @@ from evomerge.errors import InvalidInput, Problem
 def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of the mapping with each ``key.path=value`` applied; values are YAML.
 
+    A key behind a list is the number of an entry, or its ``name``: ``search_space.stages.dfs.budget.evaluations=40``.
+
     Raises:
         InvalidInput: an override without ``=``, with a value that is not YAML, or through something not a mapping.
     """
@@ -29,12 +31,13 @@ def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[s
         except yaml.YAMLError as error:
             problems.append(Problem(f"--set {override}", f"the value is not YAML: {error}"))
             continue
-        place = result
+        place: Any = result
         for position, key in enumerate(keys[:-1]):
-            inner = place.setdefault(key, {})
-            if not isinstance(inner, dict):
+            inner = _entry(place, key)
+            if not isinstance(inner, dict | list) or (isinstance(inner, list) and position == len(keys) - 2):
                 where = ".".join(keys[: position + 1])
-                problems.append(Problem(f"--set {override}", f"{where} is {inner!r}, not a mapping with keys"))
+                found = "does not exist" if inner is None else f"is {inner!r}, not a mapping with keys"
+                problems.append(Problem(f"--set {override}", f"{where} {found}"))
                 break
             place = inner
         else:
@@ -42,6 +45,15 @@ def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[s
     if problems:
         raise InvalidInput(problems)
     return result
+
+
+def _entry(place: dict[str, Any] | list[Any], key: str) -> Any:
+    """What stands behind a key; an empty mapping where a mapping has nothing, None where a list has no such entry."""
+    if isinstance(place, dict):
+        return place.setdefault(key, {})
+    named = [entry for entry in place if isinstance(entry, dict) and entry.get("name") == key]
+    numbered = place[int(key) : int(key) + 1] if key.isdigit() else []
+    return next(iter([*named, *numbered]), None)
 
 
 def _copied(value: Any) -> Any:

@@ -4,38 +4,50 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import evomerge
-from evomerge.engine.sources import fingerprint
+from evomerge.engine.sources import fingerprint, resolve_source
 from evomerge.errors import ResumeRefused
 from evomerge.evaluation.documents import DocumentPlan
 from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
+from evomerge.evaluation.fitness_yaml import objective_names
 from evomerge.experiment.config import RuntimeConfig
+from evomerge.experiment.cost_objectives import reference_point_of
 from evomerge.experiment.load import CHANGEABLE, Experiment
-from evomerge.experiment.objectives import check_directions, reference_point_of, with_references
+from evomerge.experiment.objectives import check_directions
+from evomerge.experiment.stages import StagedExperiment, load_any
 from evomerge.methods.own_method import source_fingerprint
+from evomerge.recipes.recipe import Route
+from evomerge.reports.progress import ProgressView
 from evomerge.runtime.build import build_executor
 from evomerge.runtime.early_ray import EarlyRay
 from evomerge.runtime.executor import Executor, WorkerPlan
 from evomerge.runtime.resources import RuntimeSettings
+from evomerge.search.base import Problem
 from evomerge.store.events import RunStarted
 from evomerge.store.manifest import Manifest, build_manifest, compare_manifests, load_manifest
 from evomerge.store.run_dir import RunDir
 from evomerge.terms import Objective
 
 
-@runtime_checkable
-class MakesRoutes(Protocol):
-    """A search space whose candidates may be routes."""
+def load_with_models(
+    experiment: str | Path, overrides: Sequence[str], view: ProgressView
+) -> Experiment | StagedExperiment:
+    """Read and check an experiment, and fetch the models that are not on this machine.
 
-    @property
-    def num_lanes(self) -> int:
-        """Sets of blocks that its routes may need beside those of the model that lends the architecture."""
+    Raises:
+        UserError: the experiment cannot work, or a model cannot be fetched.
+    """
+    loaded = load_any(experiment, overrides)
+    absent = [status for status in loaded.sources if not status.ready]
+    for status in absent:
+        view.note(f"{status.source}: {status.message}")
+        resolve_source(status.source)
+    return load_any(experiment, overrides) if absent else loaded
 
 
 def find_objectives(loaded: Experiment, plan: DocumentPlan) -> tuple[Objective, ...]:
@@ -45,14 +57,28 @@ def find_objectives(loaded: Experiment, plan: DocumentPlan) -> tuple[Objective, 
         UserError: a Python fitness cannot be imported, or the scalarisation does not fit the metrics' directions.
     """
     settings = EvaluatorSettings(import_paths=loaded.config.import_paths)
-    objectives = with_references(build_evaluator(loaded.fitness, plan, settings).objectives, loaded.fitness)
+    objectives = build_evaluator(loaded.fitness, plan, settings).objectives
     check_directions(loaded.config, objectives, loaded.where)
     return objectives
 
 
-def first_event(loaded: Experiment, objectives: tuple[Objective, ...]) -> RunStarted:
-    """The first event of a run that starts now."""
+def optimizer_problem(loaded: Experiment, plan: DocumentPlan) -> Problem:
+    """What the optimizer is built for, with the number of documents each objective is a mean of."""
+    problem = loaded.problem()
+    documents = tuple(
+        len(plan.of(config.name).document_ids("search")) for config in loaded.fitness for _ in objective_names(config)
+    )
+    return replace(problem, num_documents=documents if len(documents) == problem.num_objectives else ())
+
+
+def first_event(loaded: Experiment, plan: DocumentPlan) -> RunStarted:
+    """What the log of a new run begins with.
+
+    Raises:
+        UserError: a Python fitness cannot be imported.
+    """
     assert loaded.space is not None
+    objectives = find_objectives(loaded, plan)
     return RunStarted(
         name=loaded.config.name,
         evomerge=evomerge.__version__,
@@ -60,7 +86,7 @@ def first_event(loaded: Experiment, objectives: tuple[Objective, ...]) -> RunSta
         time=time.time(),
         seeds={"run": loaded.config.seed},
         objectives=objectives,
-        reference_point=reference_point_of(objectives),
+        reference_point=reference_point_of(objectives, loaded.fitness, loaded.models),
         genes=loaded.space.genes,
         gene_groups={name: tuple(members) for name, members in loaded.space.gene_groups.items()},
         normalise=tuple(map(str, loaded.rules.normalise)),
@@ -74,7 +100,7 @@ def runtime_settings(config: RuntimeConfig) -> RuntimeSettings:
         executor=config.executor, workers=config.workers, gpus_per_worker=config.gpus_per_worker,
         threads=config.threads, dtype=config.dtype, device=config.device, batch_size=config.batch_size,
         deadline_seconds=config.deadline, max_attempts=config.max_attempts, address=config.address,
-        state_memory_bytes=config.state_memory,
+        state_memory_bytes=config.state_memory, prefix_cache_bytes=config.prefix_cache,
     )  # fmt: skip
 
 
@@ -110,9 +136,15 @@ def start_executor(loaded: Experiment, plan: DocumentPlan, population_size: int,
         report=tuple(item.model_dump(mode="json") for item in loaded.report),
         documents=plan.to_json(),
         import_paths=config.import_paths,
-        lanes=loaded.space.num_lanes if isinstance(loaded.space, MakesRoutes) else 0,
+        lanes=_num_lanes(loaded),
     )
     return build_executor(runtime_settings(config.runtime), worker_plan, max_useful=population_size, early=early)
+
+
+def _num_lanes(loaded: Experiment) -> int:
+    """Models whose blocks the routes of the search, or those that earlier stages found, need at once."""
+    searched = 0 if loaded.space is None else loaded.space.num_lanes
+    return max([searched, *(len(node.models) for _, node in loaded.stages if isinstance(node, Route))])
 
 
 def describe_run(loaded: Experiment, plan: DocumentPlan) -> Manifest:

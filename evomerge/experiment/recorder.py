@@ -19,7 +19,7 @@ from evomerge.store.events import Asked, Evaluated, Event, Failed, GenerationClo
 from evomerge.store.front_file import Front, FrontEntry, write_best_recipe, write_front
 from evomerge.store.live_projection import LiveProjection
 from evomerge.store.run_dir import RunDir
-from evomerge.terms import Array, Candidate
+from evomerge.terms import Array, Candidate, HopCounts
 
 SEARCH = "search"  # the phase that counts candidates
 
@@ -74,6 +74,7 @@ class RunRecorder:
         self.clock = Clock(SEARCH, None, 1)
         self._executor: Executor | None = None
         self._announced = 0
+        self._hops = HopCounts()
         self._best: int | None = None
         self._best_value = -math.inf
         self._best_rank = (-math.inf, -math.inf)
@@ -87,6 +88,7 @@ class RunRecorder:
             executor: where its jobs run.
             done: outcomes of the phase that earlier sessions recorded.
         """
+        self._note_hops()
         self._executor = executor
         self.clock = Clock(name, total, executor.num_workers, done)
         if self._best is not None:
@@ -129,6 +131,7 @@ class RunRecorder:
         event = self._event(outcome)
         self.log.append(event)
         self.outcomes[event.key] = event
+        self._hops += outcome.evaluation.hops
         number = candidate_id(outcome.job.key)
         if self.projection is not None:
             self.projection.add(event, None if number is None else Asked.of(self.progress.candidates[number]))
@@ -214,6 +217,14 @@ class RunRecorder:
         if rank > self._best_rank or earlier:
             self._best, self._best_value, self._best_rank = number, value, rank
             self.clock.note_best(value, f"candidate {number}")
+
+    def _note_hops(self) -> None:
+        """Say what the phase that ends saved by beginning routes where earlier ones with the same first hops were."""
+        if self._hops.skipped:
+            self.view.note(
+                f"prefix cache: {self._hops.share_skipped:.0%} of the hops of {self.clock.standing.phase} skipped"
+            )
+        self._hops = HopCounts()
 
     def _announce_workers(self) -> None:
         """Say once what each new worker is and what it holds in memory."""

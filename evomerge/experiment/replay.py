@@ -11,7 +11,7 @@ from evomerge.experiment.search_loop import Progress, Scalariser, candidate_key,
 from evomerge.recipes.recipe import Recipe
 from evomerge.runtime.executor import Job, Outcome
 from evomerge.search.base import Optimizer
-from evomerge.store.events import Asked, Evaluated, Event, Failed, GenerationClosed, Told
+from evomerge.store.events import Asked, Evaluated, Event, Failed, GenerationClosed, Told, WarmStarted
 from evomerge.terms import Array, Evaluation, Failure
 
 LOG = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ def replay(
         elif isinstance(event, Evaluated | Failed) and event.candidate is not None:
             candidate = progress.candidates[event.candidate]
             progress.outcomes[candidate.id] = outcome_of(event, decode(candidate.genotype))
+        elif isinstance(event, WarmStarted):
+            know(optimizer, event, scalarise)
         elif isinstance(event, Told):
             tell(optimizer, progress, event.candidates, scalarise, constrain)
         elif isinstance(event, GenerationClosed):
@@ -58,6 +60,12 @@ def replay(
     if not exact:
         LOG.warning("the optimizer computes other bits here than where the run began; going on with what was evaluated")
     return progress, exact
+
+
+def know(optimizer: Optimizer, event: WarmStarted, scalarise: Scalariser) -> None:
+    """Tell a fresh optimizer the evaluations taken over from another run."""
+    genotypes = np.array(event.genotypes, dtype=np.float64)
+    optimizer.know(genotypes, np.array([scalarise(row) for row in event.fitness], dtype=np.float64))
 
 
 def outcome_of(event: Evaluated | Failed, recipe: Recipe) -> Outcome:

@@ -16,12 +16,14 @@ class RunResult:
         reason: ``evaluations``, ``wall_time``, ``exhausted``, ``interrupted`` or the optimizer's own reason.
         summary: what summary.json holds, None when interrupted.
         num_failed: evaluations without a fitness.
+        earlier: of a staged run, how the stages before the last one ended.
     """
 
     run_dir: Path
     reason: str
     summary: dict[str, Any] | None
     num_failed: int
+    earlier: tuple[RunResult, ...] = ()
 
     @property
     def exit_code(self) -> int:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import evomerge
-from evomerge.engine.sources import resolve_source
 from evomerge.evaluation.documents import DocumentPlan, plan_documents
 from evomerge.experiment.calibrate import calibrated_problem, settle_calibration
 from evomerge.experiment.finish import Finish, Interrupted, baseline_jobs
@@ -23,16 +22,20 @@ from evomerge.experiment.objectives import build_judge
 from evomerge.experiment.prepare import (
     check_unchanged,
     describe_run,
-    find_objectives,
     first_event,
+    load_with_models,
     logging_to,
+    optimizer_problem,
     start_executor,
     start_ray,
 )
 from evomerge.experiment.recorder import SEARCH, RunRecorder
-from evomerge.experiment.replay import replay
+from evomerge.experiment.replay import know, replay
 from evomerge.experiment.result import RunResult
 from evomerge.experiment.search_loop import Limits, SearchLoop
+from evomerge.experiment.stage_runs import begin_stages, resume_stages
+from evomerge.experiment.stages import StagedExperiment
+from evomerge.experiment.warm_start import load_warm_start
 from evomerge.experiment.writing import format_experiment
 from evomerge.files import atomic_write_text
 from evomerge.reports.progress import ProgressView, QuietView
@@ -41,11 +44,12 @@ from evomerge.runtime.executor import Executor
 from evomerge.runtime.signals import StopRequest
 from evomerge.search.base import Problem
 from evomerge.search.catalogue import build_optimizer
-from evomerge.store.events import Event, Resumed, RunFinished, RunStarted
+from evomerge.store.events import Event, Resumed, RunFinished, RunStarted, WarmStarted
 from evomerge.store.live_projection import LiveProjection
 from evomerge.store.manifest import write_manifest
 from evomerge.store.run_dir import RunDir
 from evomerge.store.run_state import RunState, read_state
+from evomerge.store.stage_list import is_staged
 
 
 def run(
@@ -58,7 +62,7 @@ def run(
     """Run an experiment from its file.
 
     Args:
-        experiment: path of a YAML file, or the name of a shipped experiment.
+        experiment: path of a YAML file, or the name of a shipped experiment; its stages run one after the other.
         overrides: ``key.path=value`` changes.
         run_dir: where to write, default ``runs/<name>``.
         overwrite: replace an existing run.
@@ -68,23 +72,27 @@ def run(
         UserError: anything in the experiment that cannot work, before work starts.
     """
     view = view or QuietView()
-    loaded = load_experiment(experiment, overrides)
-    absent = [status for status in loaded.sources if not status.ready]
-    for status in absent:
-        view.note(f"{status.source}: {status.message}")
-        resolve_source(status.source)
-    if absent:  # what could not be checked without them
-        loaded = load_experiment(experiment, overrides)
+    loaded = load_with_models(experiment, overrides, view)
+    path = Path(run_dir or Path("runs") / loaded.name)
+    if isinstance(loaded, StagedExperiment):
+        return begin_stages(loaded, path, view, (begin_run, resume_run), overwrite)
+    return begin_run(loaded, path, view, overwrite)
+
+
+def begin_run(loaded: Experiment, path: Path, view: ProgressView, overwrite: bool = False) -> RunResult:
+    """Run an experiment without stages, or one stage, in a new folder."""
     with ExitStack() as stack:
         early = start_ray(loaded, stack)
         plan = plan_documents([*loaded.fitness, *loaded.report], loaded.config.import_paths)
         manifest = describe_run(loaded, plan)
-        folder = RunDir.create(run_dir or Path("runs") / loaded.config.name, overwrite=overwrite)
+        known = load_warm_start(loaded, plan)
+        folder = RunDir.create(path, overwrite=overwrite)
         stack.callback(folder.close)
         atomic_write_text(folder.experiment_path, format_experiment(loaded.resolved))
         write_manifest(folder.manifest_path, manifest)
-        started = first_event(loaded, find_objectives(loaded, plan))
-        return _drive(_Opening(loaded, plan, folder, [], started, loaded.problem(), early), view, stack)
+        started = first_event(loaded, plan)
+        problem = optimizer_problem(loaded, plan)
+        return _drive(_Opening(loaded, plan, folder, [], started, problem, early, known), view, stack)
 
 
 def resume(
@@ -106,25 +114,37 @@ def resume(
         UserError: there is no run here, or it is in use.
     """
     view = view or QuietView()
+    if is_staged(run_dir):
+        return resume_stages(Path(run_dir), overrides, view, (begin_run, resume_run), expected)
+    stored = RunDir.open(run_dir).experiment_path
+    return resume_run(load_experiment(expected or stored, overrides), Path(run_dir), view)
+
+
+def resume_run(loaded: Experiment, path: Path, view: ProgressView) -> RunResult:
+    """Go on with a run without stages, or with one stage."""
     with ExitStack() as stack:
-        folder = RunDir.open(run_dir, exclusive=True)
+        folder = RunDir.open(path, exclusive=True)
         stack.callback(folder.close)
-        loaded = load_experiment(expected or folder.experiment_path, overrides)
         # Optimizers may size themselves by the budget: a longer budget must not change what the first one asked.
-        problem = load_experiment(folder.experiment_path).problem()
+        first = load_experiment(folder.experiment_path)
         early = start_ray(loaded, stack)
         plan = plan_documents([*loaded.fitness, *loaded.report], loaded.config.import_paths)
         warnings = check_unchanged(loaded, plan, folder)
         for line in warnings:
             view.note(f"changed since the start: {line}")
         events = folder.event_log().read()
+        problem = optimizer_problem(first, plan)
+        known = load_warm_start(loaded, plan, events)
         resumed = Resumed(time.time(), evomerge.__version__, warnings)
-        return _drive(_Opening(loaded, plan, folder, events, resumed, problem, early), view, stack)
+        return _drive(_Opening(loaded, plan, folder, events, resumed, problem, early, known), view, stack)
 
 
 @dataclass(frozen=True)
 class _Opening:
-    """What a session begins with: a new run has no events, a resumed one has its log."""
+    """What a session begins with: a new run has no events, a resumed one has its log.
+
+    ``known`` is what is taken over from another run, where the log does not hold it yet.
+    """
 
     loaded: Experiment
     plan: DocumentPlan
@@ -133,6 +153,7 @@ class _Opening:
     event: RunStarted | Resumed
     problem: Problem
     early: EarlyRay
+    known: WarmStarted | None
 
 
 def _drive(opening: _Opening, view: ProgressView, stack: ExitStack) -> RunResult:
@@ -176,6 +197,10 @@ def _search(
         recorder.view.note(
             "this machine computes other bits than where the run began; going on with what was evaluated"
         )
+    if opening.known is not None:
+        recorder.log.append(opening.known)
+        know(optimizer, opening.known, judge.told)
+        recorder.view.note(f"{len(opening.known.genotypes)} evaluations taken over from {opening.known.run}")
     recorder.judge_by(progress, judge.scalarise, judge.constrain, calibration.scales)
     baselines = baseline_jobs(loaded, dict(recorder.outcomes))
     finish = Finish(loaded, recorder, executor, stop_requested, baselines)

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.recipe import Recipe, Route
 from evomerge.runtime.executor import Executor, Job, Outcome
 from evomerge.search.base import Optimizer, Proposal, Result, SearchExhausted
 from evomerge.terms import Array, Candidate, derive_seed
@@ -155,8 +155,7 @@ class SearchLoop:
         Returns:
             Why it ended: ``evaluations``, ``wall_time``, ``exhausted``, ``interrupted`` or the optimizer's own reason.
         """
-        for candidate in self.progress.unfinished:
-            self._submit(candidate)
+        self._submit(self.progress.unfinished)
         step = self._steady_step if mode == "steady_state" else self._generation_step
         while True:
             if self.stop_requested():
@@ -212,20 +211,24 @@ class SearchLoop:
             self.progress.add(fresh[-1])
         if fresh:
             self.recorder.asked(fresh)
-        for candidate in fresh:
-            self._submit(candidate)
+        self._submit(fresh)
 
     def _candidate(self, proposal: Proposal) -> Candidate:
         recipe = self.space.decode(proposal.genotype)
         self._recipes[proposal.index] = recipe
         generation = self.progress.next_generation(self.optimizer.population_size)
         genotype = np.array(proposal.genotype, dtype=np.float64)
-        return Candidate(proposal.index, genotype, recipe.recipe_id, generation, proposal.parent_indices)
+        return Candidate(proposal.index, genotype, recipe.recipe_id, generation, proposal.parent_indices, proposal.note)
 
-    def _submit(self, candidate: Candidate) -> None:
-        recipe = self._recipes.pop(candidate.id, None) or self.space.decode(candidate.genotype)
-        seed = derive_seed(self.seed, "candidate", candidate.id)
-        self.executor.submit(Job(candidate_key(candidate.id), recipe, "search", seed))
+    def _submit(self, candidates: Sequence[Candidate]) -> None:
+        """Hand candidates to the workers; routes that begin alike one after the other, so that they share that work."""
+        jobs = []
+        for candidate in candidates:
+            recipe = self._recipes.pop(candidate.id, None) or self.space.decode(candidate.genotype)
+            seed = derive_seed(self.seed, "candidate", candidate.id)
+            jobs.append(Job(candidate_key(candidate.id), recipe, "search", seed))
+        for job in sorted(jobs, key=_route_order):
+            self.executor.submit(job)
 
     def _collect(self) -> None:
         """Take what has arrived within a second; give idle workers the extra jobs."""
@@ -285,6 +288,14 @@ def tell(
         results.append(Result(key, genotype, told, missed))
     optimizer.tell(results)
     progress.told.update(ids)
+
+
+def _route_order(job: Job) -> tuple[tuple[str, int, float], ...]:
+    """Sorts routes by their hops; all other recipes are equal, and stay as they are."""
+    route = job.recipe.model
+    if not isinstance(route, Route):
+        return ()
+    return ((route.ends, 0, 0.0), *((hop.model, hop.block, hop.scale) for hop in route.hops))
 
 
 def candidate_key(candidate_id: int) -> str:

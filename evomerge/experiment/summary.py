@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.errors import UserError
+from evomerge.evaluation.cost_fitness import UNITS
 from evomerge.evaluation.statistics import Interval, combined_interval, paired_difference, score_interval
 from evomerge.experiment.load import Experiment
 from evomerge.experiment.recorder import RunRecorder
@@ -24,16 +25,16 @@ class _Scores:
 
     def __init__(self, loaded: Experiment, recorder: RunRecorder) -> None:
         self.recorder = recorder
+        self.reported = loaded.report
         self.settings = loaded.config.finish
         self.seed = derive_seed(loaded.config.seed, "bootstrap")
         self.scalarisation = loaded.config.scalarisation
-        used = recorder.objectives[:1] if self.scalarisation == "first" else recorder.objectives
-        total = sum(objective.weight for objective in used)
+        pairs = list(zip(recorder.objectives, recorder.scales))
+        # What has no share in the scalar value (costs) has none in its interval either.
+        used = [pair for pair in (pairs[:1] if self.scalarisation == "first" else pairs) if pair[0].weight]
+        total = sum(objective.weight for objective, _ in used)
         # Tables hold natural directions; a lowered metric counts negatively, as it does in the fitness.
-        self.shares = {
-            objective.name: objective.natural(objective.weight) / total / scale
-            for objective, scale in zip(used, recorder.scales)
-        }
+        self.shares = {objective.name: objective.natural(objective.weight) / total / scale for objective, scale in used}
 
     def event(self, key: str) -> Evaluated | None:
         found = self.recorder.outcomes.get(key)
@@ -69,8 +70,12 @@ class _Scores:
 
     def _combined(self, scores: Array) -> Array:
         """The one number of each row of natural scores ``(R, M)``."""
-        signs = [objective.natural(1.0) for objective in self.recorder.objectives]
-        return np.array([self.recorder.scalarise(tuple(row))[0] for row in (scores * signs).tolist()])
+        objectives = self.recorder.objectives
+        fitness = np.zeros((len(scores), len(objectives)))  # what has no share (costs) may be anything
+        for column, name in enumerate(self.shares):
+            place = next(at for at, objective in enumerate(objectives) if objective.name == name)
+            fitness[:, place] = objectives[place].natural(1.0) * scores[:, column]
+        return np.array([self.recorder.scalarise(tuple(row))[0] for row in fitness.tolist()])
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -89,6 +94,9 @@ class _Scores:
         for table in self.tables(event):
             if table.objective not in scores and len(table.values):
                 scores[table.objective] = float(table.values.mean())
+        for config in self.reported:  # costs, which have no table
+            if config.name not in scores and f"{config.name}/value" in event.metrics:
+                scores[config.name] = event.metrics[f"{config.name}/value"]
         interval = self.interval(event)
         return {
             "value": self.recorder.scalarise(event.fitness)[0],
@@ -129,6 +137,7 @@ def build_summary(
         "evaluations": state.num_evaluations,
         "failed": sum(1 for failure in state.failures if failure.candidate is not None),
         "objectives": [objective.name for objective in recorder.objectives],
+        "units": _units(loaded, recorder),
         "reported_only": [config.name for config in loaded.report],
         "scalarisation": loaded.config.scalarisation,
         "normalise": [str(anchor) for anchor in loaded.rules.normalise],
@@ -149,6 +158,12 @@ def build_summary(
         "cost": {"wall_seconds": state.elapsed_seconds, **cost},
     }
     return summary
+
+
+def _units(loaded: Experiment, recorder: RunRecorder) -> dict[str, str]:
+    """What the values of objectives are counted in, for those that are no plain scores."""
+    found = {objective.name: objective.unit for objective in recorder.objectives if objective.unit}
+    return found | {config.name: UNITS[config.cost] for config in loaded.report if config.cost is not None}
 
 
 def _row(scores: _Scores, kind: str, name: str, keys: dict[str, str]) -> dict[str, Any]:

@@ -10,11 +10,15 @@ from evomerge.engine.sources import describe_source
 from evomerge.errors import DataNotHere, InvalidInput, Problem
 from evomerge.evaluation.documents import DocumentPlan, plan_documents
 from evomerge.evaluation.fitness_yaml import load_fitness
-from evomerge.experiment.load import Experiment, find_experiment, load_experiment
+from evomerge.experiment.load import Experiment, find_experiment
+from evomerge.experiment.stages import StagedExperiment, load_any
 from evomerge.recipes.recipe_yaml import recipe_from_mapping
 from evomerge.spaces.space_yaml import load_space
+from evomerge.store.run_dir import RunDir
 from evomerge.terms import SPLITS
 from evomerge.yaml_files import read_yaml_mapping
+
+_RECIPE_ROOTS = {"route", "stack", "modules", "model", "preset"}  # what a recipe that is no merge begins with
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,11 @@ def validate(name: str | Path, overrides: Sequence[str] = (), documents: bool = 
     path = find_experiment(name)
     mapping = read_yaml_mapping(path)
     if "search_space" in mapping or ("models" in mapping and "merge_method" not in mapping):
-        return _validate_experiment(load_experiment(path, overrides), path, documents)
-    if "merge_method" in mapping or ("method" in mapping and "experts" in mapping):
+        loaded = load_any(path, overrides)
+        if isinstance(loaded, StagedExperiment):
+            return _validate_stages(loaded, path, documents)
+        return _validate_experiment(loaded, path, documents)
+    if "merge_method" in mapping or ("method" in mapping and "experts" in mapping) or _RECIPE_ROOTS & mapping.keys():
         recipe = recipe_from_mapping(mapping, str(path))
         statuses = [describe_source(source) for source in recipe.sources]
         missing = [Problem(str(path), f"{s.source}: {s.message}") for s in statuses if s.state == "missing"]
@@ -58,10 +65,10 @@ def validate(name: str | Path, overrides: Sequence[str] = (), documents: bool = 
         lines = (f"recipe {recipe.recipe_id}", *(f"{status.source}: {status.message}" for status in statuses))
         return Validation(path, "recipe", lines)
     if "kind" in mapping:
-        load_space(str(path), str(path), path.resolve().parent)
+        load_space(str(path.resolve()), str(path))
         return Validation(path, "search space")
     if "task" in mapping or "python" in mapping:
-        configs = load_fitness([path], str(path), path.resolve().parent)
+        configs = load_fitness([path.resolve()], str(path))
         plan = plan_documents(configs, (str(path.resolve().parent),))
         return Validation(path, "fitness", _document_lines(plan))
     raise InvalidInput(
@@ -74,8 +81,23 @@ def validate(name: str | Path, overrides: Sequence[str] = (), documents: bool = 
     )
 
 
+def _validate_stages(staged: StagedExperiment, path: Path, documents: bool) -> Validation:
+    lines: list[str] = []
+    downloads: dict[str, None] = {}
+    told = {f"{status.source}: {status.message}" for status in staged.sources}
+    for number, stage in enumerate(staged.stages, start=1):
+        found = _validate_experiment(stage.loaded, path, documents)
+        lines.append(f"stage {number}/{len(staged.stages)} {stage.name}:")
+        lines += [f"  {line}" for text in found.lines if text not in told for line in text.splitlines()]
+        downloads |= dict.fromkeys(found.downloads)
+    lines += [f"{status.source}: {status.message}" for status in staged.sources if status.state != "to_download"]
+    return Validation(path, "experiment", tuple(lines), tuple(downloads))
+
+
 def _validate_experiment(loaded: Experiment, path: Path, documents: bool) -> Validation:
     lines = []
+    if loaded.config.optimizer.warm_start is not None:
+        RunDir.open(loaded.config.optimizer.warm_start)
     if loaded.space is not None:
         lines.append(loaded.space.describe())
     lines.append(

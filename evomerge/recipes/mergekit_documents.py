@@ -14,8 +14,9 @@ from evomerge.methods.catalogue import get_spec
 from evomerge.recipes.mergekit_dialect import DIALECT, UNCHANGED
 from evomerge.recipes.mergekit_reader import readable_names
 from evomerge.recipes.mergekit_writer import MergeWriter, NotExpressible, TensorPlace, llama_tensors, reference
-from evomerge.recipes.recipe import Merge, Node, Recipe, Source, Stack, StackPart, children
+from evomerge.recipes.recipe import Merge, Node, Recipe, Route, Source, Stack, StackPart, children
 from evomerge.recipes.resolve import resolve_values
+from evomerge.recipes.route_stacks import stack_of_route
 from evomerge.recipes.vocabulary_yaml import vocabulary_value
 from evomerge.yaml_files import format_flow
 
@@ -33,6 +34,8 @@ def format_mergekit(recipe: Recipe, num_blocks: int, tensors: Sequence[TensorPla
     Raises:
         NotExpressible: mergekit cannot say this; the message tells what.
     """
+    if isinstance(recipe.model, Route):
+        recipe = stack_of_route(recipe)
     if any(source.into is not None for source in recipe.sources):
         raise NotExpressible("mergekit cannot merge a model into a part of another")
     places = tuple(tensors) if tensors is not None else llama_tensors(num_blocks)

@@ -134,6 +134,30 @@ class QuietView:
         """Nothing to give back."""
 
 
+class StageView:
+    """Passes everything on and says which stage it belongs to.
+
+    Args:
+        view: what a person sees.
+        stage: name of the stage.
+    """
+
+    def __init__(self, view: ProgressView, stage: str) -> None:
+        self._view = view
+        self._stage = stage
+
+    def note(self, text: str) -> None:
+        """Pass the line on."""
+        self._view.note(f"{self._stage}: {text}")
+
+    def show(self, standing: Standing) -> None:
+        """Pass the state on."""
+        self._view.show(replace(standing, phase=f"{self._stage}: {standing.phase}"))
+
+    def close(self) -> None:
+        """The view that was given is closed by whoever made it."""
+
+
 class PlainView:
     """Lines for logs and pipes: every note, the state at most every ten seconds and at the end of a phase."""
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evomerge.reports.progress import format_seconds
+from evomerge.terms import with_unit
 
 ONE_NUMBER = {"weighted_mean": "mean", "harmonic_mean": "harmonic mean"}
 
@@ -20,19 +21,21 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         summary: as ``build_summary`` made it.
         console: where to.
     """
-    console.print(_scores(summary))
+    console.print(score_table(summary))
     if summary["comparison"]:
-        console.print(_comparison(summary))
-    for line in _closing_lines(summary):
+        console.print(comparison_table(summary))
+    for line in closing_lines(summary):
         console.print(line, markup=False, highlight=False)
 
 
-def _scores(summary: Mapping[str, Any]) -> Table:
+def score_table(summary: Mapping[str, Any]) -> Table:
+    """Every scored model, best first, on the documents nobody searched where there are any."""
     split = "held_out" if any(row["held_out"] for row in summary["rows"]) else "search"
     title = f"{summary['name']}: scores on {_documents(summary, split)} {split.replace('_', '-')} documents"
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     table.add_column("model", no_wrap=True)
     names = [*summary["objectives"], *summary["reported_only"]]
+    units = summary.get("units", {})
     table.add_column(ONE_NUMBER.get(summary["scalarisation"], summary["scalarisation"]), justify="right")
     table.add_column(f"{summary['confidence']:.0%} interval", justify="right")
     for name in names:
@@ -43,7 +46,7 @@ def _scores(summary: Mapping[str, Any]) -> Table:
         if not scores:  # finalists that validation left behind
             continue
         interval = f"{scores['low']:.3f}-{scores['high']:.3f}" if scores["low"] is not None else ""
-        cells = [_number(scores["scores"].get(name)) for name in names]
+        cells = [_number(scores["scores"].get(name), units.get(name, "")) for name in names]
         style = "bold" if row["kind"] == "winner" else ""
         on_search = _number((row["search"] or {}).get("value"))
         table.add_row(row["name"], _number(scores["value"]), interval, *cells, on_search, style=style)
@@ -53,7 +56,8 @@ def _scores(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _comparison(summary: Mapping[str, Any]) -> Table:
+def comparison_table(summary: Mapping[str, Any]) -> Table:
+    """The winner against each baseline."""
     table = Table(
         title="The winner against each baseline, held-out, paired over documents",
         title_justify="left", header_style="bold", box=None, pad_edge=False,
@@ -69,7 +73,8 @@ def _comparison(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _closing_lines(summary: Mapping[str, Any]) -> list[str]:
+def closing_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What is left to say: the winner, what it cost, and where everything lies."""
     winner = summary["winner"]
     lines = []
     if winner is None:
@@ -98,5 +103,5 @@ def _documents(summary: Mapping[str, Any], split: str) -> int:
     return int(summary["documents"].get(split, 0))
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _number(value: float | None, unit: str = "") -> str:
+    return "-" if value is None else with_unit(value, unit, decimals=3)

@@ -40,7 +40,8 @@ def build_executor(
     Raises:
         UserError: the request does not fit, models are missing, no cluster at the address.
     """
-    worker_bytes = estimate_worker_bytes(plan, settings.dtype, settings.state_memory_bytes)
+    planned = replace(plan, prefix_cache_bytes=settings.prefix_cache_bytes)
+    worker_bytes = estimate_worker_bytes(planned, settings.dtype, settings.state_memory_bytes)
     if settings.executor == "inline":
         resources = plan_resources(settings, local_machine(), worker_bytes, max_useful)
         _announce(resources)
@@ -57,12 +58,15 @@ def worker_factory(settings: RuntimeSettings, plan: WorkerPlan, resources: Resou
         threads=resources.threads,
         batch_size=settings.batch_size,
         state_memory_bytes=resources.state_memory_bytes,
+        prefix_cache_bytes=settings.prefix_cache_bytes,
     )
     return partial(Worker, full)
 
 
 def estimate_worker_bytes(plan: WorkerPlan, dtype: str = "auto", state_memory_bytes: int | None = None) -> int:
-    """Memory of one worker on CPU: live model, lanes, prepared state, process. Mapped files are shared, not counted.
+    """Memory of one worker on CPU: live model, lanes and prefix cache of routes, prepared state, process.
+
+    Mapped checkpoints are shared and not counted.
 
     Args:
         plan: its models are looked up, and downloaded where that is allowed.
@@ -74,6 +78,7 @@ def estimate_worker_bytes(plan: WorkerPlan, dtype: str = "auto", state_memory_by
         UserError: a model is missing.
     """
     from evomerge.engine.live_model import cpu_computes_bfloat16
+    from evomerge.engine.prefix_cache import DEFAULT_BYTES
     from evomerge.engine.safetensors_header import read_header
     from evomerge.engine.sources import resolve_source
 
@@ -86,7 +91,11 @@ def estimate_worker_bytes(plan: WorkerPlan, dtype: str = "auto", state_memory_by
     is_half = dtype in ("bfloat16", "float16") or (dtype == "auto" and cpu_computes_bfloat16())
     live_bytes = num_values * (2 if is_half else 4)
     state_bytes = stored_bytes if state_memory_bytes is None else min(stored_bytes, state_memory_bytes)
-    return live_bytes * (1 + plan.lanes) + state_bytes + PROCESS_BYTES
+    routes_bytes = 0
+    if plan.lanes:
+        cache_bytes = DEFAULT_BYTES if plan.prefix_cache_bytes is None else plan.prefix_cache_bytes
+        routes_bytes = plan.lanes * live_bytes + cache_bytes
+    return live_bytes + routes_bytes + state_bytes + PROCESS_BYTES
 
 
 def _build_ray(

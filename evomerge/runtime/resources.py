@@ -33,6 +33,7 @@ class RuntimeSettings:
         max_attempts: how often a job may lose its worker (death, hang, memory) before it counts as failed.
         address: a Ray cluster to join; None = a Ray of our own on this machine.
         state_memory_bytes: cap on prepared merge state of one worker, None = no cap.
+        prefix_cache_bytes: cap on what a worker keeps of hops that the next route may share, None = the engine's own.
     """
 
     executor: Literal["inline", "ray"] = "ray"
@@ -46,6 +47,7 @@ class RuntimeSettings:
     max_attempts: int = 2
     address: str | None = None
     state_memory_bytes: int | None = None
+    prefix_cache_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import MergeFailed, UserError
@@ -49,7 +49,7 @@ class Worker:
         with isolated_evaluation(index, plan.threads):
             self._live = LiveModel(
                 plan.base, plan.experts, plan.dtype, plan.device, plan.threads, plan.state_memory_bytes,
-                any_depth=plan.lanes > 0,
+                any_depth=plan.lanes > 0, prefix_cache_bytes=plan.prefix_cache_bytes,
             )  # fmt: skip
             self._evaluator = self._build_evaluator(plan.fitness)
         self._start_seconds = time.monotonic() - began
@@ -92,7 +92,8 @@ class Worker:
                 evaluation = self._evaluator.evaluate(job.split, job.seed)
                 if evaluation.ok and job.split == "held_out" and self._plan.report:
                     evaluation = self._with_reported(evaluation, job)
-            return replace(only_finite(evaluation), seconds=replace(evaluation.seconds, merge=merge_seconds))
+            seconds = replace(evaluation.seconds, merge=merge_seconds)
+            return replace(only_finite(evaluation), seconds=seconds, hops=self._live.take_hop_counts())
         # A fitness function that calls sys.exit must not end the worker.
         except (Exception, SystemExit) as error:
             failure = failure_from(error)
@@ -101,12 +102,14 @@ class Worker:
             return Evaluation(seconds=Seconds(merge=merge_seconds, forward=spent), failure=failure)
 
     def _build_evaluator(self, configs: tuple[dict[str, Any], ...]) -> Evaluator:
+        from evomerge.engine.model_cost import model_cost
         from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 
         settings = EvaluatorSettings(batch_size=self._batch_size, import_paths=self._plan.import_paths)
         evaluator = build_evaluator(configs, self._plan.documents, settings)
         with self._live.out_of_route():
-            evaluator.bind(self._live.model, self._live.tokenizer)
+            cost = partial(model_cost, self._live.model, self._live.architecture)
+            evaluator.bind(self._live.model, self._live.tokenizer, cost)
         return evaluator
 
     @cached_property
@@ -131,6 +134,7 @@ class Worker:
     def _use_batch_size(self, batch_size: int) -> bool:
         import torch
 
+        self._live.drop_prefixes()
         # The exception that ran out is gone by now, and with it the frames that held its tensors.
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.empty_cache()

@@ -15,7 +15,7 @@ Order and ownership
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,11 +24,15 @@ from evomerge.terms import Array, Gene, GeneKind
 
 @dataclass(frozen=True)
 class Proposal:
-    """A genotype to evaluate. ``genotype`` is inside the genes' bounds, whole where the gene is."""
+    """A genotype to evaluate. ``genotype`` is inside the genes' bounds, whole where the gene is.
+
+    ``note`` holds what the optimizer expected of it, for people; it is logged and never read back.
+    """
 
     index: int
     genotype: Array
     parent_indices: tuple[int, ...] = ()
+    note: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Problem:
         reference_point: ``(M,)``, the corner from which hypervolume counts, in the units of the told fitness; empty =
             unknown, then optimizers that need one learn it.
         expert_fitness: ``(E, M)`` in the units of the told fitness, empty where the experts were not scored before.
+        num_documents: of each objective, how many documents its value is the mean of, 0 = unknown; empty = all unknown.
+        warm_start: whether the optimizer is told evaluations of another run (``know``) before the first ask.
     """
 
     genes: tuple[Gene, ...]
@@ -73,6 +79,8 @@ class Problem:
     num_constraints: int = 0
     reference_point: tuple[float, ...] = ()
     expert_fitness: tuple[tuple[float, ...], ...] = ()
+    num_documents: tuple[int, ...] = ()
+    warm_start: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,12 +88,16 @@ class Setting:
     """One setting of an optimizer that a user may write in the experiment's ``optimizer`` mapping."""
 
     name: str
-    kind: str  # "float" | "int" | "bool" | "choice" | "int_or_auto" | "bool_or_auto"
+    kind: str  # "float" | "int" | "bool" | "choice" | "numbers" | one of these + "_or_auto"
     default: Any
     description: str
     choices: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
+    count: int | None = None  # how many of "numbers", None = any
+
+
+Objections = Callable[[Mapping[str, Any], Problem], Iterable[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,9 @@ class OptimizerSpec:
         max_genes: most genes it handles, None = any number.
         steady_state: whether results may be told one by one as they arrive.
         paper: where it is described.
+        warm_start: whether it can ``know`` another run's evaluations.
+        objections: gives further (key, message) reasons why it cannot work.
+        handles_constraints: whether it takes results with ``constraints``.
     """
 
     name: str
@@ -121,6 +136,9 @@ class OptimizerSpec:
     max_genes: int | None = None
     steady_state: bool = True
     paper: str = ""
+    warm_start: bool = False
+    objections: Objections | None = None
+    handles_constraints: bool = True
 
 
 class Optimizer(ABC):
@@ -155,6 +173,18 @@ class Optimizer(ABC):
         Raises:
             ValueError: wrong number of results, an unknown or repeated index, a non-finite fitness.
         """
+
+    def know(self, genotypes: Array, fitness: Array) -> None:
+        """Learn from evaluations of another run, before the first ask.
+
+        Args:
+            genotypes: ``(K, G)``.
+            fitness: ``(K, M)`` maximised.
+
+        Raises:
+            NotImplementedError: this optimizer learns only from what it asked; see ``OptimizerSpec.warm_start``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} learns only from its own proposals")
 
     def stop_reason(self) -> str | None:
         """Why going on is pointless, or None. Optimizers that restart themselves never stop."""

@@ -5,7 +5,6 @@ A new optimizer is one file with an ``Optimizer`` subclass and one entry here; t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -26,8 +25,10 @@ from evomerge.search.common_settings import (
     nsga_settings,
 )
 from evomerge.search.gene_box import is_constant
+from evomerge.search.map_specs import MAP_SPECS
 from evomerge.search.pareto_specs import PARETO_SPECS
 from evomerge.search.population import cma_population_size, ga_population_size, nsga_population_size
+from evomerge.search.setting_values import expected_of, fits
 from evomerge.terms import GeneKind
 
 ALL_KINDS = frozenset(GeneKind)
@@ -121,6 +122,7 @@ _ALL = (
         multi_objective=True,
         max_genes=1000,
         paper="Bergstra et al. 2011; Watanabe 2023, https://arxiv.org/abs/2304.11127",
+        warm_start=True,
     ),
     OptimizerSpec(
         name="gp",
@@ -131,6 +133,7 @@ _ALL = (
         multi_objective=True,
         max_genes=64,
         paper="Ament et al. 2023, https://arxiv.org/abs/2310.20708",
+        warm_start=True,
     ),
     OptimizerSpec(
         name="nsga2",
@@ -168,6 +171,7 @@ _ALL = (
         paper="Deb et al. 2002, https://doi.org/10.1109/4235.996017; Goldberg et al. 1989, Complex Systems 3(5)",
     ),
     *PARETO_SPECS,
+    *MAP_SPECS,
 )
 
 SPECS: dict[str, OptimizerSpec] = {spec.name: spec for spec in _ALL}
@@ -201,9 +205,12 @@ def validate_optimizer(name: str, settings: Mapping[str, Any], problem: Problem)
         _gene_problem(spec, problem),
         _objective_problem(spec, settings, problem),
         _size_problem(spec, problem),
+        _constraint_problem(spec, problem),
     ]
     if not any(problems):
         problems.append(_budget_problem(spec, settings, problem))
+        objections = spec.objections(settings, problem) if spec.objections else ()
+        problems += [SettingProblem(key, message) for key, message in objections]
     return [found for found in problems if found is not None]
 
 
@@ -235,42 +242,10 @@ def _setting_problem(spec: OptimizerSpec, key: str, value: Any) -> SettingProble
     if setting is None:
         known = [one.name for one in spec.settings]
         return SettingProblem(where, f"{spec.name} has no setting {key!r}. {did_you_mean(str(key), known)}")
-    expected = _expected(setting)
-    if not _fits(setting, value):
+    expected = expected_of(setting)
+    if not fits(setting, value):
         return SettingProblem(where, f"expected {expected}, got {value!r}")
     return None
-
-
-def _fits(setting: Setting, value: Any) -> bool:
-    """Whether a value has the setting's type and lies in its range."""
-    kind, _, auto = setting.kind.partition("_or_")
-    if auto and value == "auto":
-        return True
-    if kind == "bool":
-        return isinstance(value, bool)
-    if kind == "choice":
-        return value in setting.choices
-    numeric = (int,) if kind == "int" else (int, float)
-    if isinstance(value, bool) or not isinstance(value, numeric) or not math.isfinite(value):
-        return False
-    return (setting.low is None or value >= setting.low) and (setting.high is None or value <= setting.high)
-
-
-def _expected(setting: Setting) -> str:
-    kind, _, auto = setting.kind.partition("_or_")
-    text = {
-        "bool": "true or false",
-        "choice": "one of " + ", ".join(setting.choices),
-        "int": "a whole number",
-        "float": "a number",
-    }[kind]
-    if kind in ("int", "float"):
-        low, high = setting.low, setting.high
-        if low is not None and high is not None:
-            text += f" from {low:g} to {high:g}"
-        elif low is not None:
-            text += f" of at least {low:g}"
-    return text + " or auto" if auto else text
 
 
 def _gene_problem(spec: OptimizerSpec, problem: Problem) -> SettingProblem | None:
@@ -301,6 +276,17 @@ def _objective_problem(spec: OptimizerSpec, settings: Mapping[str, Any], problem
     return SettingProblem(
         "optimizer.name",
         f"{spec.name} handles {_objective_range(spec)}, got {count}. {hint or 'Use '}{', '.join(able)}.",
+    )
+
+
+def _constraint_problem(spec: OptimizerSpec, problem: Problem) -> SettingProblem | None:
+    if spec.handles_constraints or not problem.num_constraints:
+        return None
+    able = [
+        other.name for other in SPECS.values() if other.handles_constraints and _takes(other, problem.num_objectives)
+    ]
+    return SettingProblem(
+        "optimizer.name", f"{spec.name} knows nothing of constraints. Drop `constraints`, or use {', '.join(able)}."
     )
 
 

@@ -106,6 +106,18 @@ class OptunaOptimizer(Optimizer):
             for returned in self._ledger.close(results, self.tell_size):
                 self._finish(returned)
 
+    def _add_known(self, genotypes: Array, fitness: Array) -> None:
+        """Finished trials that were never asked here."""
+        for genotype, values in zip(genotypes, fitness):
+            inside = np.clip(genotype, self._box.low, self._box.high)
+            self._study.add_trial(
+                optuna.create_trial(
+                    values=[-float(value) for value in values],
+                    params=self._params(inside),
+                    distributions=self._distributions,
+                )
+            )
+
     def _finish(self, returned: Returned[optuna.Trial]) -> None:
         values = self._values(returned.fitness)
         trial = returned.memory
@@ -183,6 +195,10 @@ class Tpe(OptunaOptimizer):
             n_startup_trials=self._num_initial_random, multivariate=self._multivariate, constant_liar=True, seed=seed
         )
 
+    def know(self, genotypes: Array, fitness: Array) -> None:
+        """Add evaluations of another run; they count as random candidates that need not be drawn."""
+        self._add_known(genotypes, fitness)
+
 
 class Gp(OptunaOptimizer):
     """Gaussian process with log expected (hypervolume) improvement; for few genes and a few hundred evaluations.
@@ -210,6 +226,10 @@ class Gp(OptunaOptimizer):
 
     def _sampler(self, seed: int) -> BaseSampler:
         return GPSampler(n_startup_trials=self._num_initial_random, seed=seed, warn_independent_sampling=False)
+
+    def know(self, genotypes: Array, fitness: Array) -> None:
+        """Add evaluations of another run; they count as random candidates that need not be drawn."""
+        self._add_known(genotypes, fitness)
 
 
 class Nsga2(OptunaOptimizer):

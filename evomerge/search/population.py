@@ -49,3 +49,17 @@ def num_kernels(evaluations: int | None, kernel_population: int) -> int:
     if evaluations is None:
         return 10
     return min(10, max(3, evaluations // (12 * (kernel_population + 1))))
+
+
+def num_unknowns(num_genes: int) -> int:
+    """Coefficients of a quadratic in G genes: ``(G + 1)(G + 2) / 2``."""
+    return (num_genes + 1) * (num_genes + 2) // 2
+
+
+def design_size(num_genes: int, evaluations: int | None) -> int:
+    """Default number of MAP's first points: twice the unknowns, as published.
+
+    With a smaller budget three quarters of it, but never less than the unknowns.
+    """
+    needed = num_unknowns(num_genes)
+    return 2 * needed if evaluations is None else max(needed, min(2 * needed, evaluations * 3 // 4))

@@ -101,8 +101,8 @@ class ModifiedSpace:
 
     @property
     def num_lanes(self) -> int:
-        """How many models' blocks a worker holds at once."""
-        return 1
+        """No candidate is a route."""
+        return 0
 
     def decode(self, genotype: Array) -> Recipe:
         """The recipe of a genotype ``(G,)``.

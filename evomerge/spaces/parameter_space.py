@@ -125,8 +125,8 @@ class ParameterSpace:
 
     @property
     def num_lanes(self) -> int:
-        """How many models' blocks a worker holds at once."""
-        return 1
+        """No candidate is a route."""
+        return 0
 
     def decode(self, genotype: Array) -> Recipe:
         """The recipe of a genotype ``(G,)``.

@@ -31,7 +31,7 @@ class SpaceModels:
 
     Attributes:
         base: the common ancestor, or None.
-        experts: (name, source) in a fixed order.
+        experts: (name, model) in a fixed order.
         num_blocks: number of blocks, None while no model is on this machine.
         seed: seed of random masks, the same for all candidates (common random numbers).
         dtype: dtype of the merged weights; None or ``auto`` = the base model's own.
@@ -41,7 +41,7 @@ class SpaceModels:
     """
 
     base: Source | None
-    experts: tuple[tuple[str, Source], ...]
+    experts: tuple[tuple[str, Node], ...]
     num_blocks: int | None
     seed: int = 0
     dtype: str | None = None
@@ -103,7 +103,7 @@ class SearchSpace(Protocol):
 
     @property
     def num_lanes(self) -> int:
-        """How many models' blocks a worker holds at once: 1, or with a data flow every model that lends blocks."""
+        """Most models whose blocks a worker holds at once for routes; 0 where no candidate is a route."""
 
     def decode(self, genotype: Array) -> Recipe:
         """The recipe of a genotype ``(G,)``.

@@ -90,6 +90,9 @@ def load_space(
         path = _find(str(space), where, folder)
         entries, where, folder = read_yaml_mapping(path), str(path), path.parent
     name = entries.get("kind")
+    if name == "sequence":
+        message = "stages are written in the experiment's own file, as its search_space; no stage holds further stages"
+        raise InvalidInput([Problem(f"{where}: kind", message)])
     if not isinstance(name, str) or name not in KINDS:
         found = "missing; it is required." if name is None else f"unknown kind {name!r}."
         raise InvalidInput([Problem(f"{where}: kind", f"{found} {did_you_mean(str(name), KINDS)}")])

@@ -73,20 +73,38 @@ class Calibrated:
 
 
 @dataclass(frozen=True)
+class WarmStarted:
+    """The optimizer was told evaluations of another run before its first proposal. They are no candidates of this run.
+
+    Attributes:
+        run: directory of the other run.
+        genotypes: ``(K, G)``.
+        fitness: ``(K, M)`` maximised.
+    """
+
+    run: str
+    genotypes: tuple[tuple[float, ...], ...]
+    fitness: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
 class Asked:
-    """The optimizer proposed a candidate; ``genotype`` is ``(G,)``."""
+    """The optimizer proposed a candidate; ``genotype`` is ``(G,)``, ``note`` what the optimizer expected of it."""
 
     candidate: int
     generation: int
     genotype: tuple[float, ...]
     recipe_id: str
     parents: tuple[int, ...] = ()
+    note: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, candidate: Candidate) -> Asked:
         """The event of a candidate."""
         genotype = tuple(float(value) for value in candidate.genotype)
-        return cls(candidate.id, candidate.generation, genotype, candidate.recipe_id, candidate.parent_ids)
+        return cls(
+            candidate.id, candidate.generation, genotype, candidate.recipe_id, candidate.parent_ids, candidate.note
+        )
 
     @property
     def array(self) -> Array:
@@ -95,7 +113,7 @@ class Asked:
 
     def as_candidate(self) -> Candidate:
         """The candidate of the event, bit for bit."""
-        return Candidate(self.candidate, self.array, self.recipe_id, self.generation, self.parents)
+        return Candidate(self.candidate, self.array, self.recipe_id, self.generation, self.parents, self.note)
 
 
 @dataclass(frozen=True)
@@ -207,11 +225,15 @@ class RunFinished:
     time: float
 
 
-Event = RunStarted | Calibrated | Asked | Started | Evaluated | Failed | Told | GenerationClosed | Resumed | RunFinished
+Event = (
+    RunStarted | Calibrated | WarmStarted | Asked | Started | Evaluated | Failed | Told | GenerationClosed | Resumed
+    | RunFinished
+)  # fmt: skip
 
 _TAGS: dict[str, type[Any]] = {
     "run_started": RunStarted,
     "calibrated": Calibrated,
+    "warm_started": WarmStarted,
     "asked": Asked,
     "started": Started,
     "evaluated": Evaluated,

@@ -151,7 +151,7 @@ def compare_manifests(old: Manifest, new: Manifest, may_change: Sequence[str]) -
     was, now = (json.loads(json.dumps(asdict(manifest))) for manifest in (old, new))
     refuse: list[str] = []
     warn: list[str] = []
-    for path, change in _differences(was["experiment"], now["experiment"], ""):
+    for path, change in differences(was["experiment"], now["experiment"]):
         free = any(path == prefix or path.startswith(prefix + ".") for prefix in may_change)
         (warn if free else refuse).append(f"experiment {path}: {change}")
     if was["experiment_fingerprint"] != now["experiment_fingerprint"] and was["experiment"] == now["experiment"]:
@@ -159,14 +159,14 @@ def compare_manifests(old: Manifest, new: Manifest, may_change: Sequence[str]) -
         refuse.append(f"experiment fingerprint: {change}")
     refuse += [
         f"merge method {path}: its file differs, {change}"
-        for path, change in _differences(was["methods"], now["methods"])
+        for path, change in differences(was["methods"], now["methods"])
     ]
-    refuse += [f"model {path}: weights differ, {change}" for path, change in _differences(was["models"], now["models"])]
+    refuse += [f"model {path}: weights differ, {change}" for path, change in differences(was["models"], now["models"])]
     refuse += _shorten(
-        [f"documents {path}: {change}" for path, change in _differences(was["documents"], now["documents"])]
+        [f"documents {path}: {change}" for path, change in differences(was["documents"], now["documents"])]
     )
     for part in ("versions", "git", "hardware"):
-        warn += [f"{part} {path}: {change}" for path, change in _differences(was[part], now[part])]
+        warn += [f"{part} {path}: {change}" for path, change in differences(was[part], now[part])]
     return ManifestDifferences(tuple(refuse), tuple(warn))
 
 
@@ -225,7 +225,7 @@ def _output(*command: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Dotted path and change of every leaf that differs; of lists only the first element that does."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in [*old, *(key for key in new if key not in old)]:
@@ -235,13 +235,13 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str]
             elif key not in old:
                 yield inner, f"is new: {_short(new[key])}"
             else:
-                yield from _differences(old[key], new[key], inner)
+                yield from differences(old[key], new[key], inner)
     elif isinstance(old, list) and isinstance(new, list) and max(len(old), len(new)) > 6:
         if len(old) != len(new):
             yield path, f"had {len(old)} entries, has {len(new)}"
         for index, (was, now) in enumerate(zip(old, new, strict=False)):
             if was != now:
-                yield from _differences(was, now, f"{path}[{index}]")
+                yield from differences(was, now, f"{path}[{index}]")
                 return
     elif old != new:
         yield path, _change(old, new)

@@ -236,6 +236,8 @@ def _attributes(outcome: Evaluated | Failed, asked: Asked | None, constraints: S
             attributes[f"seconds {name}"] = round(getattr(outcome.seconds, name), 3)
     if asked is not None and asked.parents:
         attributes["parents"] = " ".join(map(str, asked.parents))
+    if asked is not None:
+        attributes |= {name: _rounded(value) for name, value in asked.note.items()}
     recipe_id = outcome.recipe_id if asked is None else asked.recipe_id
     if recipe_id:
         attributes["recipe_id"] = recipe_id

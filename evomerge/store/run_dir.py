@@ -10,6 +10,7 @@ from evomerge.errors import UserError
 from evomerge.store.event_log import EventLog
 from evomerge.store.run_lock import RunLock
 from evomerge.store.score_store import ScoreStore
+from evomerge.store.stage_list import stage_path
 
 ROOM_BYTES = 64 * 2**20
 
@@ -23,7 +24,7 @@ _FILES = (
     "log.txt",
     "run.lock",
 )
-_FOLDERS = ("scores", "best")
+_FOLDERS = ("scores", "best", "figures")
 # Optuna puts its lock and its leftovers beside the journal.
 _JOURNAL = "study.journal"
 
@@ -73,7 +74,7 @@ class RunDir:
 
     @classmethod
     def open(cls, path: str | Path, exclusive: bool = False) -> RunDir:
-        """Open an existing run.
+        """Open an existing run; of a staged run the last stage that has begun.
 
         Args:
             path: the run directory.
@@ -82,7 +83,7 @@ class RunDir:
         Raises:
             UserError: there is no run here, or (exclusive) another process is using it.
         """
-        path = Path(path)
+        path = stage_path(path)
         if not (path / "events.jsonl").is_file():
             known = sorted(entry.parent.name for entry in path.parent.glob("*/events.jsonl"))[-8:]
             hint = f" Runs beside it: {', '.join(known)}." if known else ""
@@ -160,6 +161,11 @@ class RunDir:
     def report_path(self) -> Path:
         """The report for people."""
         return self.path / "report.html"
+
+    @property
+    def figures_dir(self) -> Path:
+        """Figures of routes; made when the first one is written."""
+        return self.path / "figures"
 
     @property
     def log_path(self) -> Path:

@@ -21,6 +21,7 @@ from evomerge.store.events import (
     RunStarted,
     Started,
     Told,
+    WarmStarted,
 )
 from evomerge.terms import Array
 
@@ -60,6 +61,7 @@ class RunState:
         generations: the closed generations, in order.
         sessions: one for the start and one for each resume: Unix seconds of its first and last sign of life.
         calibrated: what fitness is measured against, None where nothing is.
+        warm_start: what was taken over from another run, or None.
         finished: the last event when the run ended on purpose and was not resumed since.
     """
 
@@ -71,6 +73,7 @@ class RunState:
     sessions: tuple[tuple[float, float], ...]
     finished: RunFinished | None
     calibrated: Calibrated | None = None
+    warm_start: WarmStarted | None = None
 
     @cached_property
     def pending(self) -> tuple[CandidateRecord, ...]:
@@ -155,6 +158,7 @@ class _Builder:
         self.sessions: list[tuple[float, float]] = []
         self.finished: RunFinished | None = None
         self.calibrated: Calibrated | None = None
+        self.warm_start: WarmStarted | None = None
 
     def add(self, event: Event) -> str | None:
         """Take one event; a sentence when it does not fit the ones before."""
@@ -168,6 +172,8 @@ class _Builder:
             return "comes before the start of the run"
         if isinstance(event, Calibrated):
             return self._calibrate(event)
+        if isinstance(event, WarmStarted):
+            return self._warm_start(event)
         if isinstance(event, Asked):
             return self._ask(event)
         if isinstance(event, Evaluated | Failed):
@@ -191,6 +197,17 @@ class _Builder:
         if self.calibrated is not None or self.asked:
             return "fixes what fitness is measured against a second time, or after candidates were asked"
         self.calibrated = event
+        return None
+
+    def _warm_start(self, event: WarmStarted) -> str | None:
+        assert self.started is not None
+        if self.asked or self.warm_start is not None:
+            return "takes over another run's evaluations too late"
+        genes, objectives = len(self.started.genes), len(self.started.objectives)
+        lengths = [*((len(row), genes) for row in event.genotypes), *((len(row), objectives) for row in event.fitness)]
+        if len(event.genotypes) != len(event.fitness) or any(length != right for length, right in lengths):
+            return "takes over evaluations of other genes or objectives"
+        self.warm_start = event
         return None
 
     def _ask(self, event: Asked) -> str | None:
@@ -239,4 +256,5 @@ class _Builder:
             sessions=tuple(self.sessions),
             finished=self.finished,
             calibrated=self.calibrated,
+            warm_start=self.warm_start,
         )

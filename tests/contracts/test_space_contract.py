@@ -122,6 +122,7 @@ def test_genes_are_well_formed(name: str) -> None:
         for gene in space.genes:
             assert gene.low <= gene.initial <= gene.high
             assert gene.low < gene.high
+        assert (space.num_lanes > 0) == (name in ROUTE_SPACES)
         grouped = [index for members in space.gene_groups.values() for index in members]
         assert sorted(grouped) == list(range(len(names)))
         assert str(len(names)) in space.describe()

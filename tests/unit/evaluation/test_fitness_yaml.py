@@ -113,3 +113,17 @@ def test_two_objectives_of_one_name_are_refused() -> None:
 
 def test_no_fitness_is_refused() -> None:
     assert "at least one fitness" in message([])
+
+
+def test_a_cost_has_no_documents_and_no_share_in_sums() -> None:
+    by_name, inline = load_fitness(["num_hops", {"cost": "flops_per_token", "context": 64, "reference": 1e9}])
+    assert (by_name.name, by_name.weight, inline.weight) == ("num_hops", 0.0, 0.0)
+    assert by_name.roles == ("search", "validation", "held_out")
+    again = FitnessConfig.model_validate(inline.model_dump(mode="json"))
+    assert again == inline
+    [weighed] = load_fitness({"cost": "latency", "weight": 0.1, "tokens": 16})
+    assert weighed.weight == 0.1
+    assert "`context` belongs to `cost: flops_per_token`" in message({"cost": "num_hops", "context": 64})
+    assert "`documents` does not go with `cost`" in message({**GOOD, "task": None, "cost": "latency"})
+    assert "exactly one of" in message({**GOOD, "cost": "latency"})
+    assert "num_hops" in message({"cost": "num_hop"})

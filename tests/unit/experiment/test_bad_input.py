@@ -74,6 +74,8 @@ CASES: list[tuple[str, Any, list[str]]] = [
     ),
     ("fitness", [{"preset": "micro_add", "documents": {"search": {"skip": 100000}}}], ["no documents"]),
     ("fitness", [{"preset": "micro_add", "documents": {"search": {"split": "serch"}}}], ["serch", "search"]),
+    ("fitness", [{"cost": "num_hops"}], ["there are only costs (num_hops)", "Add a task"]),
+    ("fitness", ["micro_add", {"cost": "num_hops"}], ["optimizer.name", "unit of its own", "ga", "weight"]),
     ("optimizer/name", "cma-es", ["optimizer", "cma_es"]),
     ("optimizer/sigma", -1, ["optimizer.sigma"]),
     ("optimizer/sgima", 0.1, ["optimizer.sgima", "sigma"]),

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from evomerge.errors import InvalidInput
 from evomerge.experiment.baselines import baseline_recipes
 from evomerge.experiment.config import FinishConfig, ModelsConfig, parse_bytes, parse_duration
-from evomerge.experiment.load import resolve_experiment
+from evomerge.experiment.stages import StagedExperiment, resolve_any
 from evomerge.experiment.writing import format_experiment
 from evomerge.presets import preset_dir
 from evomerge.recipes.recipe import Merge, Source
@@ -28,15 +28,20 @@ def test_shipped_experiments_are_valid(path: Path, micro_zoo: dict[str, Path], m
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     try:
-        loaded = resolve_experiment(read_yaml_mapping(path), str(path), path.parent)
+        loaded = resolve_any(read_yaml_mapping(path), str(path), path.parent)
     except InvalidInput as error:
         if any("evomerge zoo build" not in str(problem) for problem in error.problems):
             raise
         return  # the large zoo need not be built where tests run
     written = parse_yaml_mapping(format_experiment(loaded.resolved), "again")
-    again = resolve_experiment(written, "again", path.parent)
-    assert again.fingerprint == loaded.fingerprint
+    again = resolve_any(written, "again", path.parent)
     assert again.resolved == loaded.resolved
+    if isinstance(loaded, StagedExperiment):
+        assert isinstance(again, StagedExperiment)
+        again.check_unchanged(loaded)
+    else:
+        assert not isinstance(again, StagedExperiment)
+        assert again.fingerprint == loaded.fingerprint
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20m", 1200), ("1h30m", 5400), ("1.5h", 5400), (7, 7)])
