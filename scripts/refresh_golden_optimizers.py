@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from evomerge.search.base import Problem, Result
+from evomerge.search.base import Problem, Proposal, Result
 from evomerge.search.catalogue import SPECS, build_optimizer
 from evomerge.terms import Gene, GeneKind
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "optimizers.json"
 REAL = tuple(Gene(f"r{i}", low=-1.0, high=2.0, initial=0.25 * i) for i in range(3))
 MIXED = (*REAL, Gene("block", GeneKind.INTEGER, 0, 6, 2), Gene("method", GeneKind.CATEGORY, choices=("a", "b", "c")))
-SMALL = {"num_initial_random": 3, "population_size": 6}
+SMALL = {"num_initial_random": 3, "population_size": 6, "kernels": 2, "kernel_population": 4}
 OWN = {
     "map": {"num_design": 10, "surrogate_generations": 5},
     "bayesian_map": {"num_design": 13, "surrogate_generations": 5},
@@ -33,18 +33,21 @@ def proposals(name: str) -> list[list[list[float]]]:
     genes = MIXED if spec.gene_kinds == frozenset(GeneKind) else REAL
     known = {setting.name for setting in spec.settings}
     settings = {key: value for key, value in SMALL.items() if key in known}
-    optimizer = build_optimizer(name, Problem(genes, 1, seed=11, evaluations=1000), settings | OWN.get(name, {}))
+    problem = Problem(genes, spec.min_objectives, seed=11, evaluations=1000)
+    optimizer = build_optimizer(name, problem, settings | OWN.get(name, {}))
     kept = []
     for _ in range(GENERATIONS.get(name, 3)):
         asked = [optimizer.ask() for _ in range(optimizer.population_size)]
         kept.append([proposal.genotype.tolist() for proposal in asked[:3]])
-        optimizer.tell(
-            [
-                Result(p.index, p.genotype, None if p.index % 7 == 5 else (-float(np.sum(np.abs(p.genotype - 0.6))),))
-                for p in asked
-            ]
-        )
+        optimizer.tell([Result(p.index, p.genotype, fitness(p, spec.min_objectives)) for p in asked])
     return kept
+
+
+def fitness(proposal: Proposal, num_objectives: int) -> tuple[float, ...] | None:
+    """Distance from a point, another one for each objective; every seventh candidate fails."""
+    if proposal.index % 7 == 5:
+        return None
+    return tuple(-float(np.sum(np.abs(proposal.genotype - 0.6 - 0.5 * m))) for m in range(num_objectives))
 
 
 def main() -> None:

@@ -46,6 +46,7 @@ def command(
                     "generation": record.asked.generation,
                     "recipe_id": record.asked.recipe_id,
                     "values": dict(zip(names, values)),
+                    "feasible": record.violation == 0,
                     "chosen": marked,
                 }
                 for record, values, marked in rows
@@ -53,16 +54,19 @@ def command(
         )
     elif as_csv:
         writer = csv.writer(sys.stdout)
-        writer.writerow(["candidate", "generation", "recipe_id", *names])
+        writer.writerow(["candidate", "generation", "recipe_id", *names, "feasible"])
         for record, values, _ in rows:
-            writer.writerow([record.id, record.asked.generation, record.asked.recipe_id, *values])
+            kept = record.violation == 0
+            writer.writerow([record.id, record.asked.generation, record.asked.recipe_id, *values, kept])
     else:
-        shown = table(
-            f"Front of {started.name} on the search documents", ">candidate", *(f">{n}" for n in names), "recipe"
-        )
+        constrained = ["constraints"] if started.constraints else []
+        title = f"Front of {started.name} on the search documents"
+        shown = table(title, ">candidate", *(f">{n}" for n in names), *constrained, "recipe")
         for record, values, marked in rows:
             style = "bold" if marked else ""
             cells = [with_unit(value, objective.unit) for value, objective in zip(values, started.objectives)]
+            if constrained:
+                cells.append("kept" if record.violation == 0 else f"missed by {record.violation:.1%}")
             shown.add_row(str(record.id), *cells, record.asked.recipe_id, style=style)
         stdout.print(shown)
 

@@ -95,6 +95,8 @@ class FitnessConfig(_Frozen):
         weight: share in a weighted sum of objectives; a cost's is 0 unless it is given.
         reference: the worst value worth counting, natural direction; hypervolume is measured from there.
         higher_is_better: overrides the metric's own direction.
+        normalise: whose score this one is divided by for the optimizer: raw, base, expert, or ``expert NAME``; None =
+            what the experiment says.
         allow_test_split: allow searching on the split a benchmark reports; recorded in every export.
         drop_duplicates: leave out of search (and validation) what also occurs in a later role, instead of refusing.
         batch_size: rows of one forward, None = the evaluator's default.
@@ -123,6 +125,7 @@ class FitnessConfig(_Frozen):
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     reference: float | None = Field(default=None, allow_inf_nan=False)
     higher_is_better: bool | None = None
+    normalise: str | None = None
     allow_test_split: bool = False
     drop_duplicates: bool = False
     batch_size: int | None = Field(default=None, ge=1)

@@ -5,7 +5,7 @@ Shapes: R resamples, D documents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,6 +89,44 @@ def paired_difference(
         return None
     differences = [left.values - right.values for left, right in zip(tables, others, strict=True)]
     return _interval(differences, tables, weights, seed, num_resamples, level)
+
+
+def combined_interval(
+    tables: Sequence[DocumentScores],
+    combine: Callable[[Array], Array],
+    others: Sequence[DocumentScores] = (),
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+    level: float = 0.95,
+) -> Interval | None:
+    """Bootstrap interval of any function of the objectives' scores, for example of their harmonic mean.
+
+    Args:
+        tables: one table for each objective, natural direction.
+        combine: scores ``(R, M)`` in natural direction to values ``(R,)``.
+        others: of a second model on the same documents; then the interval of first minus second, resampled in pairs.
+        seed: of the resampling.
+        num_resamples: draws.
+        level: probability the interval covers.
+
+    Returns:
+        None where `score_interval` gives None.
+    """
+    if not tables or any("corpus_metric" in table.extra for table in [*tables, *others]):
+        return None
+
+    def drawn(side: Sequence[DocumentScores]) -> Array:
+        columns = []
+        for table in side:
+            rng = np.random.default_rng(derive_seed("bootstrap", seed, table.objective))
+            mean, means_R = _resample(table.values, table, rng, num_resamples)
+            columns.append(np.append(means_R, mean))  # the plain value last
+        return combine(np.stack(columns, axis=1))
+
+    values = drawn(tables) - drawn(others) if others else drawn(tables)
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(values[:-1], [tail, 1.0 - tail])
+    return Interval(float(values[-1]), float(low), float(high), level)
 
 
 def _interval(

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from evomerge.recipes.recipe import Source
 from evomerge.recipes.recipe_reader import parse_source
+from evomerge.search.scalarise import Scalarisation
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -171,6 +172,17 @@ class FinishConfig(Strict):
     bootstrap_samples: int = Field(default=10_000, ge=100)
 
 
+class ObjectivesConfig(Strict):
+    """How scores become what optimizers are told.
+
+    ``ideal`` is for ``scalarisation: tchebycheff``: by objective, the best value there can be, in its own direction and
+    after normalising.
+    """
+
+    normalise: str = "raw"
+    ideal: dict[str, float] = Field(default_factory=dict)
+
+
 class ExperimentConfig(Strict):
     """One experiment file."""
 
@@ -180,7 +192,9 @@ class ExperimentConfig(Strict):
     search_space: str | dict[str, Any]
     fitness: list[str | dict[str, Any]] = Field(min_length=1)
     report: list[str | dict[str, Any]] = Field(default_factory=list)
-    scalarisation: Literal["weighted_mean", "first"] = "weighted_mean"
+    objectives: ObjectivesConfig = ObjectivesConfig()
+    constraints: list[str] = Field(default_factory=list)
+    scalarisation: Scalarisation = "weighted_mean"
     optimizer: OptimizerConfig
     budget: BudgetConfig
     runtime: RuntimeConfig = RuntimeConfig()
@@ -190,7 +204,7 @@ class ExperimentConfig(Strict):
     import_paths: tuple[str, ...] = ()
     seed: int = Field(default=0, ge=0)
 
-    @field_validator("fitness", "report", mode="before")
+    @field_validator("fitness", "report", "constraints", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str | dict) else value

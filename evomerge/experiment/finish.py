@@ -13,7 +13,7 @@ from evomerge.experiment.search_loop import candidate_key
 from evomerge.experiment.summary import build_summary, write_summary
 from evomerge.recipes.recipe import Recipe
 from evomerge.runtime.executor import Executor, Job
-from evomerge.search.front import non_dominated
+from evomerge.search.front import feasible_front
 from evomerge.store.events import Evaluated
 from evomerge.terms import SplitName, derive_seed
 
@@ -29,17 +29,48 @@ def baseline_key(name: str, split: SplitName) -> str:
 
 def baseline_jobs(loaded: Experiment, done: Mapping[str, object]) -> Iterator[Job]:
     """Baselines on the search documents that have no outcome yet."""
-    if not loaded.config.finish.baselines:
+    for name in _baselines(loaded):
+        if baseline_key(name, "search") not in done:
+            yield baseline_job(loaded, name)
+
+
+def baseline_job(loaded: Experiment, name: str) -> Job:
+    """A baseline on the search documents."""
+    seed = derive_seed(loaded.config.seed, "baseline", name)
+    return Job(baseline_key(name, "search"), _recipes(loaded)[name], "search", seed)
+
+
+def score_jobs(
+    phase: str,
+    jobs: Iterable[Job],
+    recorder: RunRecorder,
+    executor: Executor,
+    stop_requested: Callable[[], bool],
+) -> None:
+    """Run the jobs that have no outcome yet.
+
+    Raises:
+        Interrupted: a person asked to stop.
+    """
+    waiting = {job.key: job for job in jobs if job.key not in recorder.outcomes}
+    pending = executor.num_pending
+    if not waiting and not pending:
         return
-    for name, recipe in _baselines(loaded).items():
-        key = baseline_key(name, "search")
-        if key not in done:
-            yield Job(key, recipe, "search", derive_seed(loaded.config.seed, "baseline", name))
+    recorder.start_phase(phase, len(waiting) + pending, executor)
+    for job in waiting.values():
+        executor.submit(job)
+    while executor.num_pending:
+        if stop_requested():
+            raise Interrupted
+        for outcome in executor.wait(1.0):
+            recorder.outcome(outcome)
 
 
 def _baselines(loaded: Experiment) -> dict[str, Recipe]:
-    if not loaded.config.finish.baselines:
-        return {}
+    return _recipes(loaded) if loaded.config.finish.baselines else {}
+
+
+def _recipes(loaded: Experiment) -> dict[str, Recipe]:
     config = loaded.config
     return baseline_recipes(loaded.base, loaded.experts, config.finish, config.dtype, loaded.depths, loaded.stages)
 
@@ -113,13 +144,20 @@ class Finish:
         return Job(f"{split}:{candidate_key(number)}", recipe, split, seed)
 
     def _finalists(self) -> list[int]:
-        """The top k by scalar search fitness, equal recipes once; of a Pareto search only members of the front."""
+        """The top k by scalar search fitness, equal recipes once; of a Pareto search only members of the front.
+
+        Where candidates keep all constraints, only those.
+        """
         outcomes = self.recorder.progress.outcomes
         scored = [key for key in sorted(outcomes) if outcomes[key].evaluation.ok]
+        fitness = {key: outcomes[key].evaluation.fitness for key in scored}
+        missed = {key: self.recorder.violation(fitness[key]) for key in scored}
         if self._many_objectives and scored:
-            kept = non_dominated([outcomes[key].evaluation.fitness for key in scored])
+            kept = feasible_front(list(fitness.values()), list(missed.values()))
             scored = [key for key, member in zip(scored, kept) if member]
-        scored.sort(key=lambda key: -self.recorder.scalarise(outcomes[key].evaluation.fitness)[0])
+        scored.sort(key=lambda key: (missed[key], -self.recorder.scalarise(fitness[key])[0]))
+        if scored and missed[scored[0]] == 0:  # validation must not bring back what misses a constraint
+            scored = [key for key in scored if missed[key] == 0]
         distinct: dict[str, int] = {}
         for key in scored:
             distinct.setdefault(self.recorder.progress.candidates[key].recipe_id, key)
@@ -137,20 +175,4 @@ class Finish:
         return finalists[0] if finalists else None
 
     def _score(self, phase: str, jobs: Iterable[Job]) -> None:
-        """Run the jobs that have no outcome yet.
-
-        Raises:
-            Interrupted: a person asked to stop.
-        """
-        waiting = {job.key: job for job in jobs if job.key not in self.recorder.outcomes}
-        pending = self.executor.num_pending
-        if not waiting and not pending:
-            return
-        self.recorder.start_phase(phase, len(waiting) + pending, self.executor)
-        for job in waiting.values():
-            self.executor.submit(job)
-        while self.executor.num_pending:
-            if self.stop_requested():
-                raise Interrupted
-            for outcome in self.executor.wait(1.0):
-                self.recorder.outcome(outcome)
+        score_jobs(phase, jobs, self.recorder, self.executor, self.stop_requested)

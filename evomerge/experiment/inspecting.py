@@ -15,7 +15,7 @@ from evomerge.engine.merge_to_disk import Progress, Told, merge_to_disk
 from evomerge.errors import UserError
 from evomerge.experiment.load import Experiment, load_experiment
 from evomerge.recipes.recipe import Recipe
-from evomerge.search.front import non_dominated
+from evomerge.search.front import feasible_front
 from evomerge.store.dashboard import serve_dashboard
 from evomerge.store.event_log import EventLog
 from evomerge.store.events import Evaluated
@@ -67,6 +67,8 @@ def open_run(path: str | Path) -> OpenRun:
 def front(path: str | Path) -> list[CandidateRecord]:
     """The non-dominated candidates of a run on the search documents, best weighted sum first.
 
+    With constraints those that keep all of them; while none does, the front of all candidates.
+
     Raises:
         UserError: there is no run.
     """
@@ -78,7 +80,8 @@ def front_records(state: RunState) -> list[CandidateRecord]:
     records, fitness = state.scored()
     if not records:
         return []
-    members = {record.id for record, kept in zip(records, non_dominated(fitness)) if kept}
+    kept = feasible_front(fitness, [record.violation for record in records])
+    members = {record.id for record, member in zip(records, kept) if member}
     return [record for record in state.ranked() if record.id in members]
 
 

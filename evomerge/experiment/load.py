@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from evomerge.engine.sources import SourceStatus, describe_source
 from evomerge.errors import InvalidInput, Problem, UserError, did_you_mean
@@ -18,6 +18,7 @@ from evomerge.evaluation.python_fitness import add_import_paths
 from evomerge.experiment.config import ExperimentConfig
 from evomerge.experiment.cost_objectives import cost_problems
 from evomerge.experiment.model_facts import ModelFacts, find_model_facts
+from evomerge.experiment.objectives import ObjectiveRules, parse_rules
 from evomerge.experiment.overrides import apply_overrides
 from evomerge.presets import preset_dir
 from evomerge.recipes.recipe import Node, Route, Source
@@ -50,6 +51,7 @@ class Experiment:
         notes: lines worth telling, for example what would be downloaded.
         depths: number of blocks of the models that are on this machine, by name (``base``, experts).
         stages: (name, model) of what earlier stages found, in their order.
+        rules: what the file says about normalising and constraints.
     """
 
     config: ExperimentConfig
@@ -64,6 +66,7 @@ class Experiment:
     notes: tuple[str, ...] = field(default=())
     depths: Mapping[str, int] = field(default_factory=dict)
     stages: tuple[tuple[str, Node], ...] = ()
+    rules: ObjectiveRules = field(default_factory=ObjectiveRules)
 
     @property
     def name(self) -> str:
@@ -166,23 +169,25 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
         merged = collect(lambda: _merged(config, where, experts, found, space_config)) or experts
         models = SpaceModels(base, merged, facts.num_blocks, seed, config.dtype, facts.tensors, shapes, found)
         space = collect(lambda: build_space(space_config, models))
+    rules = None if fitness is None else collect(lambda: parse_rules(config, fitness, where))
     problems += _optimizer_problems(config, where, space, fitness)
     problems += cost_problems(config, where, fitness or ())
     if problems:
         raise InvalidInput(problems)
     assert fitness is not None
+    assert rules is not None
     assert report is not None
     assert space_config is not None
-    resolved = _resolved(
-        config, space_config.model_dump(mode="json", exclude_defaults=True, by_alias=True), fitness, report
-    )
+    resolved = _resolved(config, space_config, fitness, report)
     notes = (
         *_late_checks(space_config, space, facts),
         *facts.notes,
         *(f"{s.source}: {s.message}" for s in sources if not s.ready),
     )
     fitnesses = tuple(fitness), tuple(report)
-    return Experiment(config, where, base, experts, space, *fitnesses, sources, resolved, notes, facts.depths, stages)
+    return Experiment(
+        config, where, base, experts, space, *fitnesses, sources, resolved, notes, facts.depths, stages, rules
+    )
 
 
 def _found(config: ExperimentConfig, where: str, problems: list[Problem]) -> Iterator[tuple[str, Node]]:
@@ -275,6 +280,7 @@ def _optimizer_problem(
         evaluations=config.budget.evaluations,
         noisy=any(_is_sample(item) for item in fitness),
         workers=config.runtime.workers if isinstance(config.runtime.workers, int) else DEFAULT_BATCH,
+        num_constraints=len(config.constraints),
         warm_start=config.optimizer.warm_start is not None,
     )
 
@@ -287,12 +293,12 @@ def _is_sample(config: FitnessConfig) -> bool:
 
 
 def _resolved(
-    config: ExperimentConfig, space: dict[str, Any], fitness: Sequence[FitnessConfig], report: Sequence[FitnessConfig]
+    config: ExperimentConfig, space: BaseModel, fitness: Sequence[FitnessConfig], report: Sequence[FitnessConfig]
 ) -> dict[str, Any]:
     mapping = config.model_dump(mode="json", exclude_none=True)
     if not config.models.stages:
         del mapping["models"]["stages"]
-    mapping["search_space"] = space
+    mapping["search_space"] = space.model_dump(mode="json", exclude_defaults=True, by_alias=True)
     mapping["fitness"] = [item.model_dump(mode="json", exclude_defaults=True) for item in fitness]
     if report:
         mapping["report"] = [item.model_dump(mode="json", exclude_defaults=True) for item in report]

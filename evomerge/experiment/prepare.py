@@ -18,6 +18,7 @@ from evomerge.evaluation.fitness_yaml import objective_names
 from evomerge.experiment.config import RuntimeConfig
 from evomerge.experiment.cost_objectives import reference_point_of
 from evomerge.experiment.load import CHANGEABLE, Experiment
+from evomerge.experiment.objectives import check_directions
 from evomerge.experiment.stages import StagedExperiment, load_any
 from evomerge.methods.own_method import source_fingerprint
 from evomerge.recipes.recipe import Route
@@ -53,10 +54,12 @@ def find_objectives(loaded: Experiment, plan: DocumentPlan) -> tuple[Objective, 
     """The objectives of every fitness of the run, in order.
 
     Raises:
-        UserError: a Python fitness cannot be imported.
+        UserError: a Python fitness cannot be imported, or the scalarisation does not fit the metrics' directions.
     """
     settings = EvaluatorSettings(import_paths=loaded.config.import_paths)
-    return build_evaluator(loaded.fitness, plan, settings).objectives
+    objectives = build_evaluator(loaded.fitness, plan, settings).objectives
+    check_directions(loaded.config, objectives, loaded.where)
+    return objectives
 
 
 def optimizer_problem(loaded: Experiment, plan: DocumentPlan) -> Problem:
@@ -86,6 +89,8 @@ def first_event(loaded: Experiment, plan: DocumentPlan) -> RunStarted:
         reference_point=reference_point_of(objectives, loaded.fitness, loaded.models),
         genes=loaded.space.genes,
         gene_groups={name: tuple(members) for name, members in loaded.space.gene_groups.items()},
+        normalise=tuple(map(str, loaded.rules.normalise)),
+        constraints=tuple(constraint.text for constraint in loaded.rules.constraints),
     )
 
 

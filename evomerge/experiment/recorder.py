@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from evomerge.experiment.search_loop import Progress, Scalariser, candidate_id
+from evomerge.experiment.search_loop import Progress, Scalariser, candidate_id, no_constraints
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.recipe_yaml import format_recipe
 from evomerge.reports.progress import Clock, ProgressView
 from evomerge.runtime.executor import Executor, Outcome
-from evomerge.search.front import hypervolume, non_dominated
+from evomerge.search.front import feasible_front, hypervolume
 from evomerge.store.event_log import EventLog
 from evomerge.store.events import Asked, Evaluated, Event, Failed, GenerationClosed, RunStarted, Told
 from evomerge.store.front_file import Front, FrontEntry, write_best_recipe, write_front
@@ -24,6 +24,11 @@ from evomerge.terms import Array, Candidate, HopCounts
 SEARCH = "search"  # the phase that counts candidates
 
 
+def first_objective(fitness: tuple[float, ...]) -> tuple[float, ...]:
+    """What a fitness is compared by until something else is said."""
+    return fitness[:1]
+
+
 class RunRecorder:
     """The one writer of a run directory.
 
@@ -31,11 +36,12 @@ class RunRecorder:
         run_dir: locked by this process.
         log: its event log.
         projection: the Optuna study, None = none is written.
-        progress: the search's state, read for the front.
         decode: genotype to recipe.
-        scalarise: fitness ``(M,)`` to one number, for "best".
         started: the run's first event, with objectives and reference point.
         view: what a person sees.
+        progress: the search's state, read for the front; may be given later, with ``judge_by``.
+        scalarise: fitness ``(M,)`` to one number, for "best".
+        constrain: fitness ``(M,)`` to constraint values, zero or less where kept.
     """
 
     def __init__(
@@ -44,21 +50,25 @@ class RunRecorder:
         log: EventLog,
         projection: LiveProjection | None,
         *,
-        progress: Progress,
         decode: Callable[[Array], Recipe],
-        scalarise: Scalariser,
         started: RunStarted,
         view: ProgressView,
+        progress: Progress | None = None,
+        scalarise: Scalariser = first_objective,
+        constrain: Scalariser = no_constraints,
     ) -> None:
         self.run_dir = run_dir
         self.log = log
         self.scores = run_dir.score_store()
         self.projection = projection
-        self.progress = progress
+        self.progress = progress or Progress()
         self.decode = decode
         self.scalarise = scalarise
+        self.constrain = constrain
         self.objectives = started.objectives
         self.reference_point = started.reference_point
+        self.constraints = started.constraints
+        self.scales = (1.0,) * len(started.objectives)
         self.outcomes: dict[str, Evaluated | Failed] = {}
         self.view = view
         self.clock = Clock(SEARCH, None, 1)
@@ -67,6 +77,7 @@ class RunRecorder:
         self._hops = HopCounts()
         self._best: int | None = None
         self._best_value = -math.inf
+        self._best_rank = (-math.inf, -math.inf)
 
     def start_phase(self, name: str, total: int | None, executor: Executor, done: int = 0) -> None:
         """Count the next outcomes for this phase of the run.
@@ -83,6 +94,27 @@ class RunRecorder:
         if self._best is not None:
             self.clock.note_best(self._best_value, f"candidate {self._best}")
         self.view.show(self.clock.standing)
+
+    def judge_by(
+        self,
+        progress: Progress,
+        scalarise: Scalariser,
+        constrain: Scalariser,
+        scales: tuple[float, ...] | None = None,
+    ) -> None:
+        """Compare candidates like this from now on; what earlier sessions recorded is in ``progress``.
+
+        Args:
+            progress: the search's state.
+            scalarise: raw fitness ``(M,)`` to one number.
+            constrain: raw fitness ``(M,)`` to constraint values.
+            scales: ``(M,)``, by what ``scalarise`` divides raw fitness; None = nothing.
+        """
+        self.progress, self.scalarise, self.constrain = progress, scalarise, constrain
+        self.scales = scales or self.scales
+        for key, outcome in progress.outcomes.items():
+            if outcome.evaluation.ok:
+                self._keep_best(key, outcome.evaluation.fitness)
 
     @property
     def num_failed(self) -> int:
@@ -138,11 +170,21 @@ class RunRecorder:
         if not scored:
             return None
         fitness = np.array([outcomes[key].evaluation.fitness for key in scored])
-        members = [key for key, kept in zip(scored, non_dominated(fitness)) if kept]
+        missed = np.array([self.violation(outcomes[key].evaluation.fitness) for key in scored])
+        members = [key for key, kept in zip(scored, feasible_front(fitness, missed)) if kept]
         members.sort(key=lambda key: -self.scalarise(outcomes[key].evaluation.fitness)[0])
-        volume = hypervolume(fitness, self.reference_point) if self.reference_point else None
+        volume = hypervolume(fitness[missed == 0], self.reference_point) if self.reference_point else None
         entries = tuple(self._front_entry(key) for key in members)
-        front = Front(self.objectives, entries, generation, len(outcomes), self._best, volume, self.reference_point)
+        front = Front(
+            self.objectives,
+            entries,
+            generation,
+            len(outcomes),
+            self._best,
+            volume,
+            self.reference_point,
+            self.constraints,
+        )
         write_front(self.run_dir, front)
         assert self._best is not None
         best = self.progress.candidates[self._best]
@@ -154,20 +196,26 @@ class RunRecorder:
     def replayed(self, outcomes: dict[str, Evaluated | Failed]) -> None:
         """Take in what earlier sessions recorded."""
         self.outcomes.update(outcomes)
-        for key, outcome in self.progress.outcomes.items():
-            if outcome.evaluation.ok:
-                self._keep_best(key, outcome.evaluation.fitness)
+        self.judge_by(self.progress, self.scalarise, self.constrain)
 
     @property
     def best(self) -> int | None:
-        """Id of the candidate with the best scalar search fitness; of equal ones the earliest asked."""
+        """Id of the candidate with the best scalar search fitness; of equal ones the earliest asked.
+
+        One that keeps all constraints is better than one that does not.
+        """
         return self._best
+
+    def violation(self, fitness: tuple[float, ...]) -> float:
+        """By how much a raw fitness misses the constraints in sum; zero where all are kept."""
+        return math.fsum(max(0.0, value) for value in self.constrain(fitness))
 
     def _keep_best(self, number: int, fitness: tuple[float, ...]) -> None:
         value = self.scalarise(fitness)[0]
-        earlier = value == self._best_value and self._best is not None and number < self._best
-        if value > self._best_value or earlier:
-            self._best, self._best_value = number, value
+        rank = (-self.violation(fitness), value)
+        earlier = rank == self._best_rank and self._best is not None and number < self._best
+        if rank > self._best_rank or earlier:
+            self._best, self._best_value, self._best_rank = number, value, rank
             self.clock.note_best(value, f"candidate {number}")
 
     def _note_hops(self) -> None:
@@ -191,8 +239,9 @@ class RunRecorder:
         evaluation = self.progress.outcomes[key].evaluation
         candidate = self.progress.candidates[key]
         recipe = format_recipe(self.decode(candidate.genotype))
+        missed = self.constrain(evaluation.fitness)
         return FrontEntry(
-            key, candidate.recipe_id, candidate.generation, evaluation.fitness, evaluation.metrics, recipe
+            key, candidate.recipe_id, candidate.generation, evaluation.fitness, evaluation.metrics, recipe, missed
         )
 
     def _event(self, outcome: Outcome) -> Evaluated | Failed:
@@ -226,4 +275,5 @@ class RunRecorder:
             finished=outcome.finished,
             attempts=outcome.attempts,
             recipe_id=recipe_id,
+            constraints=self.constrain(evaluation.fitness) if job.split == SEARCH else (),
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from evomerge.experiment.search_loop import Progress, Scalariser, candidate_key, tell
+from evomerge.experiment.search_loop import Progress, Scalariser, candidate_key, no_constraints, tell
 from evomerge.recipes.recipe import Recipe
 from evomerge.runtime.executor import Job, Outcome
 from evomerge.search.base import Optimizer
@@ -22,6 +22,7 @@ def replay(
     optimizer: Optimizer,
     decode: Callable[[Array], Recipe],
     scalarise: Scalariser,
+    constrain: Scalariser = no_constraints,
 ) -> tuple[Progress, bool]:
     """Bring a fresh optimizer to where the log ends.
 
@@ -33,6 +34,7 @@ def replay(
         optimizer: freshly built as for the first session.
         decode: genotype to recipe.
         scalarise: what the optimizer is told of a fitness.
+        constrain: its constraint values.
 
     Returns:
         The search's progress, and whether the optimizer proposed exactly what the log holds.
@@ -52,7 +54,7 @@ def replay(
         elif isinstance(event, WarmStarted):
             know(optimizer, event, scalarise)
         elif isinstance(event, Told):
-            tell(optimizer, progress, event.candidates, scalarise)
+            tell(optimizer, progress, event.candidates, scalarise, constrain)
         elif isinstance(event, GenerationClosed):
             progress.closed = event.generation + 1
     if not exact:

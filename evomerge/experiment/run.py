@@ -7,15 +7,18 @@ at the end the best candidates are scored on validation documents, the winner an
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import evomerge
 from evomerge.evaluation.documents import DocumentPlan, plan_documents
-from evomerge.experiment.finish import Finish, baseline_jobs
+from evomerge.experiment.calibrate import calibrated_problem, settle_calibration
+from evomerge.experiment.finish import Finish, Interrupted, baseline_jobs
 from evomerge.experiment.load import Experiment, load_experiment
+from evomerge.experiment.objectives import build_judge
 from evomerge.experiment.prepare import (
     check_unchanged,
     describe_run,
@@ -37,15 +40,15 @@ from evomerge.experiment.writing import format_experiment
 from evomerge.files import atomic_write_text
 from evomerge.reports.progress import ProgressView, QuietView
 from evomerge.runtime.early_ray import EarlyRay
+from evomerge.runtime.executor import Executor
 from evomerge.runtime.signals import StopRequest
 from evomerge.search.base import Problem
 from evomerge.search.catalogue import build_optimizer
-from evomerge.search.scalarise import build_scalariser
 from evomerge.store.events import Event, Resumed, RunFinished, RunStarted, WarmStarted
 from evomerge.store.live_projection import LiveProjection
 from evomerge.store.manifest import write_manifest
 from evomerge.store.run_dir import RunDir
-from evomerge.store.run_state import read_state
+from evomerge.store.run_state import RunState, read_state
 from evomerge.store.stage_list import is_staged
 
 
@@ -161,45 +164,52 @@ def _drive(opening: _Opening, view: ProgressView, stack: ExitStack) -> RunResult
     assert state.started is not None
     stack.enter_context(logging_to(folder.log_path))
     log = stack.enter_context(folder.event_log())
-    scalarise = build_scalariser(config.scalarisation, state.started.objectives)
-    told = scalarise if opening.problem.num_objectives == 1 else _unchanged
-    optimizer = build_optimizer(config.optimizer.name, opening.problem, config.optimizer.settings)
-    executor = start_executor(loaded, opening.plan, optimizer.population_size, opening.early)
+    population_size = build_optimizer(config.optimizer.name, opening.problem, config.optimizer.settings).population_size
+    executor = start_executor(loaded, opening.plan, population_size, opening.early)
     stack.callback(executor.close)
     stop = stack.enter_context(StopRequest(interrupt_at_once=config.runtime.executor == "inline"))
-    progress, exact = replay(opening.events, optimizer, space.decode, told)
-    progress.elapsed_seconds = state.elapsed_seconds
-    if not exact:
-        view.note("this machine computes other bits than the one the run began on; going on with what was evaluated")
-    if opening.known is not None:
-        know(optimizer, opening.known, told)
-        view.note(f"{len(opening.known.genotypes)} evaluations taken over from {opening.known.run}")
-    log.append(opening.event, *([opening.known] if opening.known else []))
+    log.append(opening.event)
     projection = LiveProjection(config.storage or folder.study_path, state.started, state)
     stack.callback(projection.close)
-    recorder = RunRecorder(
-        folder, log, projection, progress=progress, decode=space.decode, scalarise=scalarise,
-        started=state.started, view=view,
-    )  # fmt: skip
+    recorder = RunRecorder(folder, log, projection, decode=space.decode, started=state.started, view=view)
     recorder.replayed(state.outcomes)
-    baselines = baseline_jobs(loaded, dict(recorder.outcomes))
-    finish = Finish(loaded, recorder, executor, lambda: stop.stop_requested, baselines)
-    loop = SearchLoop(
-        optimizer, space, executor, recorder, progress=progress, scalarise=told, seed=config.seed,
-        limits=Limits(config.budget.evaluations, config.budget.wall_time),
-        stop_requested=lambda: stop.stop_requested, idle_jobs=baselines,
-    )  # fmt: skip
-    recorder.start_phase(SEARCH, config.budget.evaluations, executor, len(progress.outcomes))
     try:
-        reason = loop.run(config.optimizer.mode)
-        summary = None if reason == "interrupted" else finish.run(reason)
-    except KeyboardInterrupt:
-        summary = None
-    if summary is None:
-        reason = "interrupted"
+        reason, summary = _search(opening, state, recorder, executor, lambda: stop.stop_requested)
+    except (KeyboardInterrupt, Interrupted):
+        reason, summary = "interrupted", None
     log.append(RunFinished(reason, time.time()))
     return RunResult(folder.path, reason, summary, recorder.num_failed)
 
 
-def _unchanged(fitness: tuple[float, ...]) -> tuple[float, ...]:
-    return fitness
+def _search(
+    opening: _Opening, state: RunState, recorder: RunRecorder, executor: Executor, stop_requested: Callable[[], bool]
+) -> tuple[str, dict[str, Any] | None]:
+    """Fix what fitness is measured against, go on where the log ends, finish."""
+    loaded, config, space = opening.loaded, opening.loaded.config, opening.loaded.space
+    assert space is not None
+    calibration = settle_calibration(loaded, state, recorder, executor, stop_requested)
+    judge = build_judge(loaded, recorder.objectives, calibration, opening.problem.num_objectives)
+    problem = calibrated_problem(opening.problem, calibration)
+    optimizer = build_optimizer(config.optimizer.name, problem, config.optimizer.settings)
+    progress, exact = replay(opening.events, optimizer, space.decode, judge.told, judge.constrain)
+    progress.elapsed_seconds = state.elapsed_seconds
+    if not exact:
+        recorder.view.note(
+            "this machine computes other bits than where the run began; going on with what was evaluated"
+        )
+    if opening.known is not None:
+        recorder.log.append(opening.known)
+        know(optimizer, opening.known, judge.told)
+        recorder.view.note(f"{len(opening.known.genotypes)} evaluations taken over from {opening.known.run}")
+    recorder.judge_by(progress, judge.scalarise, judge.constrain, calibration.scales)
+    baselines = baseline_jobs(loaded, dict(recorder.outcomes))
+    finish = Finish(loaded, recorder, executor, stop_requested, baselines)
+    loop = SearchLoop(
+        optimizer, space, executor, recorder, progress=progress, scalarise=judge.told, constrain=judge.constrain,
+        seed=config.seed, limits=Limits(config.budget.evaluations, config.budget.wall_time),
+        stop_requested=stop_requested, idle_jobs=baselines,
+    )  # fmt: skip
+    recorder.start_phase(SEARCH, config.budget.evaluations, executor, len(progress.outcomes))
+    reason = loop.run(config.optimizer.mode)
+    summary = None if reason == "interrupted" else finish.run(reason)
+    return ("interrupted" if summary is None else reason), summary

@@ -22,6 +22,11 @@ from evomerge.terms import Array, Candidate, derive_seed
 Scalariser = Callable[[tuple[float, ...]], tuple[float, ...]]
 
 
+def no_constraints(fitness: tuple[float, ...]) -> tuple[float, ...]:
+    """What a fitness misses of no constraints at all."""
+    return ()
+
+
 class Decoder(Protocol):
     """The part of a search space the loop needs."""
 
@@ -109,6 +114,7 @@ class SearchLoop:
         limits: budget.
         seed: run seed, from which every candidate's seed derives.
         scalarise: fitness ``(M,)`` to what the optimizer is told.
+        constrain: fitness ``(M,)`` to constraint values, zero or less where kept.
         stop_requested: polled; True ends the loop at once.
         idle_jobs: extra jobs (baselines) that fill workers with nothing else to do.
     """
@@ -126,6 +132,7 @@ class SearchLoop:
         scalarise: Scalariser,
         stop_requested: Callable[[], bool],
         idle_jobs: Iterator[Job],
+        constrain: Scalariser = no_constraints,
     ) -> None:
         self.optimizer = optimizer
         self.space = space
@@ -137,6 +144,7 @@ class SearchLoop:
         self.scalarise = scalarise
         self.stop_requested = stop_requested
         self.idle_jobs = idle_jobs
+        self.constrain = constrain
         self._recipes: dict[int, Recipe] = {}
         self._started = time.monotonic()
         self._exhausted = False
@@ -246,7 +254,7 @@ class SearchLoop:
     def _tell(self, ids: list[int]) -> None:
         """Record a batch as told, then let the optimizer learn from it."""
         self.recorder.told(ids)
-        tell(self.optimizer, self.progress, ids, self.scalarise)
+        tell(self.optimizer, self.progress, ids, self.scalarise, self.constrain)
 
     def _close_generations(self, final: bool = False) -> None:
         """Checkpoint every generation that is full (or the last one of the run) and finished."""
@@ -261,13 +269,23 @@ class SearchLoop:
             self.progress.closed += 1
 
 
-def tell(optimizer: Optimizer, progress: Progress, ids: Sequence[int], scalarise: Scalariser) -> None:
+def tell(
+    optimizer: Optimizer,
+    progress: Progress,
+    ids: Sequence[int],
+    scalarise: Scalariser,
+    constrain: Scalariser = no_constraints,
+) -> None:
     """Let the optimizer learn from a batch of finished candidates, in this order; failures have no fitness."""
     results = []
     for key in ids:
         evaluation = progress.outcomes[key].evaluation
-        fitness = scalarise(evaluation.fitness) if evaluation.ok else None
-        results.append(Result(key, progress.candidates[key].genotype.copy(), fitness))
+        genotype = progress.candidates[key].genotype.copy()
+        if not evaluation.ok:
+            results.append(Result(key, genotype, None))
+            continue
+        told, missed = scalarise(evaluation.fitness), constrain(evaluation.fitness)
+        results.append(Result(key, genotype, told, missed))
     optimizer.tell(results)
     progress.told.update(ids)
 

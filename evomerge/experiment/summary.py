@@ -5,9 +5,11 @@ from __future__ import annotations
 import statistics as plain
 from typing import Any
 
+import numpy as np
+
 from evomerge.errors import UserError
 from evomerge.evaluation.cost_fitness import UNITS
-from evomerge.evaluation.statistics import Interval, paired_difference, score_interval
+from evomerge.evaluation.statistics import Interval, combined_interval, paired_difference, score_interval
 from evomerge.experiment.load import Experiment
 from evomerge.experiment.recorder import RunRecorder
 from evomerge.experiment.search_loop import candidate_key
@@ -15,7 +17,7 @@ from evomerge.files import atomic_write_json
 from evomerge.store.events import Evaluated
 from evomerge.store.run_dir import RunDir
 from evomerge.store.run_state import read_state
-from evomerge.terms import SPLITS, DocumentScores, SplitName, derive_seed
+from evomerge.terms import SPLITS, Array, DocumentScores, SplitName, derive_seed
 
 
 class _Scores:
@@ -26,12 +28,13 @@ class _Scores:
         self.reported = loaded.report
         self.settings = loaded.config.finish
         self.seed = derive_seed(loaded.config.seed, "bootstrap")
-        first_only = loaded.config.scalarisation == "first"
+        self.scalarisation = loaded.config.scalarisation
+        pairs = list(zip(recorder.objectives, recorder.scales))
         # What has no share in the scalar value (costs) has none in its interval either.
-        used = [entry for entry in (recorder.objectives[:1] if first_only else recorder.objectives) if entry.weight]
-        total = sum(objective.weight for objective in used)
+        used = [pair for pair in (pairs[:1] if self.scalarisation == "first" else pairs) if pair[0].weight]
+        total = sum(objective.weight for objective, _ in used)
         # Tables hold natural directions; a lowered metric counts negatively, as it does in the fitness.
-        self.shares = {objective.name: objective.natural(objective.weight) / total for objective in used}
+        self.shares = {objective.name: objective.natural(objective.weight) / total / scale for objective, scale in used}
 
     def event(self, key: str) -> Evaluated | None:
         found = self.recorder.outcomes.get(key)
@@ -47,17 +50,35 @@ class _Scores:
 
     def interval(self, event: Evaluated) -> Interval | None:
         tables = self.searched(event)
-        return None if tables is None else score_interval(tables, **self._options())
+        if tables is None:
+            return None
+        if self._is_linear:
+            return score_interval(tables, weights=list(self.shares.values()), **self._options())
+        return combined_interval(tables, self._combined, **self._options())
 
     def paired(self, event: Evaluated, other: Evaluated) -> Interval | None:
         mine, theirs = self.searched(event), self.searched(other)
         if mine is None or theirs is None:
             return None
-        return paired_difference(mine, theirs, **self._options())
+        if self._is_linear:
+            return paired_difference(mine, theirs, weights=list(self.shares.values()), **self._options())
+        return combined_interval(mine, self._combined, theirs, **self._options())
+
+    @property
+    def _is_linear(self) -> bool:
+        return self.scalarisation in ("weighted_mean", "first")
+
+    def _combined(self, scores: Array) -> Array:
+        """The one number of each row of natural scores ``(R, M)``."""
+        objectives = self.recorder.objectives
+        fitness = np.zeros((len(scores), len(objectives)))  # what has no share (costs) may be anything
+        for column, name in enumerate(self.shares):
+            place = next(at for at, objective in enumerate(objectives) if objective.name == name)
+            fitness[:, place] = objectives[place].natural(1.0) * scores[:, column]
+        return np.array([self.recorder.scalarise(tuple(row))[0] for row in fitness.tolist()])
 
     def _options(self) -> dict[str, Any]:
         return {
-            "weights": list(self.shares.values()),
             "seed": self.seed,
             "num_resamples": self.settings.bootstrap_samples,
             "level": self.settings.confidence,
@@ -82,6 +103,7 @@ class _Scores:
             "low": interval.low if interval else None,
             "high": interval.high if interval else None,
             "scores": scores,
+            "feasible": self.recorder.violation(event.fitness) == 0 if event.split == "search" else None,
         }
 
 
@@ -118,6 +140,8 @@ def build_summary(
         "units": _units(loaded, recorder),
         "reported_only": [config.name for config in loaded.report],
         "scalarisation": loaded.config.scalarisation,
+        "normalise": [str(anchor) for anchor in loaded.rules.normalise],
+        "constraints": [constraint.text for constraint in loaded.rules.constraints],
         "confidence": loaded.config.finish.confidence,
         "documents": {split: _num_documents(scores, split) for split in SPLITS},
         "test_split_searched": [config.name for config in loaded.fitness if config.allow_test_split],

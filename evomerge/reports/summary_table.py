@@ -11,6 +11,8 @@ from rich.table import Table
 from evomerge.reports.progress import format_seconds
 from evomerge.terms import with_unit
 
+ONE_NUMBER = {"weighted_mean": "mean", "harmonic_mean": "harmonic mean"}
+
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     """Print what summary.json holds for a person.
@@ -34,7 +36,7 @@ def score_table(summary: Mapping[str, Any]) -> Table:
     table.add_column("model", no_wrap=True)
     names = [*summary["objectives"], *summary["reported_only"]]
     units = summary.get("units", {})
-    table.add_column("mean" if summary["scalarisation"] == "weighted_mean" else "first", justify="right")
+    table.add_column(ONE_NUMBER.get(summary["scalarisation"], summary["scalarisation"]), justify="right")
     table.add_column(f"{summary['confidence']:.0%} interval", justify="right")
     for name in names:
         table.add_column(name + (" *" if name in summary["reported_only"] else ""), justify="right", overflow="fold")

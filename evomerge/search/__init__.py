@@ -6,6 +6,9 @@
 - ``random_search``, ``sobol``: the baselines.
 - ``optuna_samplers``: TPE, GP, NSGA-II, NSGA-III.
 - ``genetic``: the genetic algorithm, with ``gene_lists`` and ``gene_numbers`` (its operators).
-- ``front``, ``scalarise``: several objectives.
+- ``cma_pareto``, ``como_catcma``, ``map_elites``, ``cycleqd``: several objectives; the last two share ``elite_search``,
+  ``elite_archive`` and ``variation``.
+- ``front``, ``total_order``, ``uncrowded``, ``scalarise``: arithmetic of several objectives.
+- ``anchors``, ``calibration``, ``feasibility``: normalised scores and constraints.
 - ``gene_box``, ``proposal_ledger``, ``population``, ``single_thread``: coordinates, bookkeeping, sizes, threads.
 """

@@ -8,6 +8,8 @@ Order and ownership
   and tell calls gives the same proposals, bit for bit. No optimizer touches the global random state.
 - Fitness is maximised. A failed candidate is told as ``fitness=None``; each optimizer maps that to its own worst rank.
   NaN and infinities are never told.
+- Constraints: every optimizer prefers a candidate that keeps all of them to one that does not, and of two that do not
+  the one that misses them by less in sum; fitness decides among those that keep them.
 """
 
 from __future__ import annotations
@@ -37,12 +39,16 @@ class Proposal:
 class Result:
     """The fitness of a proposal, ``(M,)`` maximised, or None for a failure.
 
+    ``constraints`` has one number for each constraint of the problem: zero or less where it is kept, else by how much
+    it is missed. A failure has none.
+
     ``genotype`` is what was evaluated; it differs from the proposal's only when a replay on other hardware diverged.
     """
 
     index: int
     genotype: Array
     fitness: tuple[float, ...] | None
+    constraints: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,10 @@ class Problem:
         evaluations: how many evaluations the budget allows, None when only time limits it.
         noisy: True when candidates are scored on a subset of documents that may change or is small.
         workers: how many candidates are evaluated at once.
+        num_constraints: the length of every told result's ``constraints``.
+        reference_point: ``(M,)``, the corner from which hypervolume counts, in the units of the told fitness; empty =
+            unknown, then optimizers that need one learn it.
+        expert_fitness: ``(E, M)`` in the units of the told fitness, empty where the experts were not scored before.
         num_documents: of each objective, how many documents its value is the mean of, 0 = unknown; empty = all unknown.
         warm_start: whether the optimizer is told evaluations of another run (``know``) before the first ask.
     """
@@ -66,6 +76,9 @@ class Problem:
     evaluations: int | None = None
     noisy: bool = False
     workers: int = 1
+    num_constraints: int = 0
+    reference_point: tuple[float, ...] = ()
+    expert_fitness: tuple[tuple[float, ...], ...] = ()
     num_documents: tuple[int, ...] = ()
     warm_start: bool = False
 
@@ -91,7 +104,23 @@ Objections = Callable[[Mapping[str, Any], Problem], Iterable[tuple[str, str]]]
 class OptimizerSpec:
     """What evomerge knows of an optimizer without importing its library.
 
-    ``objections`` gives further (key, message) reasons why it cannot work; ``warm_start`` says whether it can ``know``.
+    Attributes:
+        name: as written in experiments.
+        title: one line for people.
+        target: ``module:Class``.
+        settings: what a user may set.
+        gene_kinds: kinds of genes it handles.
+        multi_objective: whether it handles more than one objective.
+        min_objectives: fewest objectives it handles.
+        max_objectives: most objectives it handles, None = any number.
+        uses_experts: whether it makes use of ``Problem.expert_fitness``, so that a run scores the experts first.
+        min_genes: fewest genes it handles.
+        max_genes: most genes it handles, None = any number.
+        steady_state: whether results may be told one by one as they arrive.
+        paper: where it is described.
+        warm_start: whether it can ``know`` another run's evaluations.
+        objections: gives further (key, message) reasons why it cannot work.
+        handles_constraints: whether it takes results with ``constraints``.
     """
 
     name: str
@@ -100,12 +129,16 @@ class OptimizerSpec:
     settings: tuple[Setting, ...] = ()
     gene_kinds: frozenset[GeneKind] = field(default_factory=lambda: frozenset({GeneKind.REAL}))
     multi_objective: bool = False
+    min_objectives: int = 1
+    max_objectives: int | None = None
+    uses_experts: bool = False
     min_genes: int = 1
     max_genes: int | None = None
     steady_state: bool = True
     paper: str = ""
     warm_start: bool = False
     objections: Objections | None = None
+    handles_constraints: bool = True
 
 
 class Optimizer(ABC):

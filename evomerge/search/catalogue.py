@@ -12,8 +12,21 @@ from typing import Any, NamedTuple
 from evomerge.errors import InvalidInput, UserError, did_you_mean
 from evomerge.errors import Problem as InputProblem
 from evomerge.search.base import Optimizer, OptimizerSpec, Problem, Setting
+from evomerge.search.common_settings import (
+    BATCH_POPULATION,
+    CHECKPOINT_POPULATION,
+    CMA_POPULATION,
+    CMA_SETTINGS,
+    GA_INITIAL,
+    GA_POPULATION,
+    NSGA_POPULATION,
+    NUM_INITIAL_RANDOM,
+    PROPOSE_INITIAL,
+    nsga_settings,
+)
 from evomerge.search.gene_box import is_constant
 from evomerge.search.map_specs import MAP_SPECS
+from evomerge.search.pareto_specs import PARETO_SPECS
 from evomerge.search.population import cma_population_size, ga_population_size, nsga_population_size
 from evomerge.search.setting_values import expected_of, fits
 from evomerge.terms import GeneKind
@@ -33,88 +46,13 @@ class SettingProblem(NamedTuple):
     message: str
 
 
-_CMA_POPULATION = Setting(
-    "population_size", "int_or_auto", "auto", "candidates of a generation; auto = 4 + floor(3 ln genes)", low=4
-)
-_NSGA_POPULATION = Setting(
-    "population_size",
-    "int_or_auto",
-    "auto",
-    "candidates of a generation; auto = a tenth of the budget, between 8 and 50",
-    low=2,
-)
-_GA_POPULATION = Setting(
-    "population_size",
-    "int_or_auto",
-    "auto",
-    "candidates of a generation; auto = half the budget's square root (several objectives: a tenth of it), 8 to 50",
-    low=2,
-)
-_GA_INITIAL = Setting(
-    "initial",
-    "choice",
-    "initial",
-    "first generation: the space's initial values and mutants of them, random candidates, or half of each",
-    choices=("initial", "random", "half"),
-)
-_CMA_SETTINGS = (
-    _CMA_POPULATION,
-    Setting("sigma", "float", 1 / 6, "initial standard deviation as a fraction of each gene's range", low=1e-6, high=1),
-    Setting("restarts", "bool", True, "start again around a random point when converged with budget left"),
-    Setting("double_population", "bool", False, "double the population at every restart (IPOP)"),
-)
-_PROPOSE_INITIAL = Setting(
-    "propose_initial", "bool", True, "make the search space's initial values the first candidate"
-)
-_NUM_INITIAL_RANDOM = Setting(
-    "num_initial_random", "int", 10, "random candidates before the model is used", low=1, high=10_000
-)
-_CHECKPOINT_POPULATION = Setting(
-    "population_size", "int_or_auto", "auto", "candidates between two checkpoints; changes nothing else", low=1
-)
-_BATCH_POPULATION = Setting(
-    "population_size", "int_or_auto", "auto", "candidates proposed before any is learned from; auto = workers", low=1
-)
-
-
-def _nsga_settings(crossover_eta: float, crossover_probability: float) -> tuple[Setting, ...]:
-    return (
-        _NSGA_POPULATION,
-        Setting(
-            "crossover_eta",
-            "float",
-            crossover_eta,
-            "distribution index of simulated binary crossover; larger = nearer to the parents",
-            low=0,
-            high=1000,
-        ),
-        Setting(
-            "crossover_probability",
-            "float",
-            crossover_probability,
-            "chance that a child has two parents",
-            low=0,
-            high=1,
-        ),
-        Setting(
-            "mutation_eta",
-            "float",
-            20.0,
-            "distribution index of polynomial mutation, which hits each gene with probability 1 / genes",
-            low=0,
-            high=1000,
-        ),
-        _PROPOSE_INITIAL,
-    )
-
-
 _ALL = (
     OptimizerSpec(
         name="cma_es",
         title="CMA-ES with a full covariance matrix",
         target="evomerge.search.cma_es:CmaEs",
         settings=(
-            *_CMA_SETTINGS,
+            *CMA_SETTINGS,
             Setting(
                 "lr_adapt",
                 "bool_or_auto",
@@ -129,7 +67,7 @@ _ALL = (
         name="sep_cma",
         title="CMA-ES with a diagonal covariance, for hundreds to thousands of genes",
         target="evomerge.search.sep_cma:SepCma",
-        settings=_CMA_SETTINGS,
+        settings=CMA_SETTINGS,
         min_genes=2,
         paper="Ros and Hansen 2008, https://inria.hal.science/inria-00287367",
     ),
@@ -137,7 +75,7 @@ _ALL = (
         name="catcma",
         title="CatCMA with margin, for real, integer and category genes together",
         target="evomerge.search.catcma:CatCma",
-        settings=_CMA_SETTINGS,
+        settings=CMA_SETTINGS,
         gene_kinds=ALL_KINDS,
         max_genes=500,
         paper="Hamano et al. 2025, https://arxiv.org/abs/2504.07884",
@@ -146,7 +84,7 @@ _ALL = (
         name="xnes",
         title="Exponential natural evolution strategy",
         target="evomerge.search.xnes:Xnes",
-        settings=_CMA_SETTINGS,
+        settings=CMA_SETTINGS,
         min_genes=2,
         max_genes=256,
         paper="Glasmachers et al. 2010, https://dl.acm.org/doi/10.1145/1830483.1830557",
@@ -155,7 +93,7 @@ _ALL = (
         name="random",
         title="Independent uniform draws, the baseline",
         target="evomerge.search.random_search:RandomSearch",
-        settings=(_CHECKPOINT_POPULATION, _PROPOSE_INITIAL),
+        settings=(CHECKPOINT_POPULATION, PROPOSE_INITIAL),
         gene_kinds=ALL_KINDS,
         multi_objective=True,
         paper="Bergstra and Bengio 2012, https://www.jmlr.org/papers/v13/bergstra12a.html",
@@ -164,7 +102,7 @@ _ALL = (
         name="sobol",
         title="Scrambled Sobol points, evenly spread",
         target="evomerge.search.sobol:Sobol",
-        settings=(_CHECKPOINT_POPULATION, _PROPOSE_INITIAL),
+        settings=(CHECKPOINT_POPULATION, PROPOSE_INITIAL),
         gene_kinds=ALL_KINDS,
         multi_objective=True,
         max_genes=21_201,
@@ -175,10 +113,10 @@ _ALL = (
         title="Tree-structured Parzen estimator",
         target="evomerge.search.optuna_samplers:Tpe",
         settings=(
-            _BATCH_POPULATION,
-            _NUM_INITIAL_RANDOM,
+            BATCH_POPULATION,
+            NUM_INITIAL_RANDOM,
             Setting("multivariate", "bool_or_auto", "auto", "model genes together; auto = with one objective"),
-            _PROPOSE_INITIAL,
+            PROPOSE_INITIAL,
         ),
         gene_kinds=ALL_KINDS,
         multi_objective=True,
@@ -190,7 +128,7 @@ _ALL = (
         name="gp",
         title="Gaussian process with expected improvement, for few genes and evaluations",
         target="evomerge.search.optuna_samplers:Gp",
-        settings=(_BATCH_POPULATION, _NUM_INITIAL_RANDOM, _PROPOSE_INITIAL),
+        settings=(BATCH_POPULATION, NUM_INITIAL_RANDOM, PROPOSE_INITIAL),
         gene_kinds=ALL_KINDS,
         multi_objective=True,
         max_genes=64,
@@ -201,7 +139,7 @@ _ALL = (
         name="nsga2",
         title="NSGA-II, for two or three objectives",
         target="evomerge.search.optuna_samplers:Nsga2",
-        settings=_nsga_settings(20.0, 0.9),
+        settings=nsga_settings(20.0, 0.9),
         gene_kinds=ALL_KINDS,
         multi_objective=True,
         paper="Deb et al. 2002, https://doi.org/10.1109/4235.996017",
@@ -210,7 +148,7 @@ _ALL = (
         name="nsga3",
         title="NSGA-III with reference directions, for three objectives and more",
         target="evomerge.search.optuna_samplers:Nsga3",
-        settings=_nsga_settings(30.0, 1.0),
+        settings=nsga_settings(30.0, 1.0),
         gene_kinds=ALL_KINDS,
         multi_objective=True,
         paper="Deb and Jain 2014, https://doi.org/10.1109/TEVC.2013.2281535",
@@ -220,11 +158,11 @@ _ALL = (
         title="Genetic algorithm with edits of lists, for routes and for genes of every kind",
         target="evomerge.search.genetic:GeneticAlgorithm",
         settings=(
-            _GA_POPULATION,
+            GA_POPULATION,
             Setting("crossover_probability", "float", 0.5, "chance that a child has two parents", low=0, high=1),
             Setting("mutations", "float", 1.0, "edits of a child's lists, and of its other genes", low=0, high=1000),
             Setting("tournament", "int", 3, "survivors that compete to be a parent", low=1, high=100),
-            _GA_INITIAL,
+            GA_INITIAL,
             Setting("crossover_eta", "float", 15.0, "distribution index of the crossover of numbers", low=0, high=1000),
             Setting("mutation_eta", "float", 20.0, "distribution index of the mutation of numbers", low=0, high=1000),
         ),
@@ -232,6 +170,7 @@ _ALL = (
         multi_objective=True,
         paper="Deb et al. 2002, https://doi.org/10.1109/4235.996017; Goldberg et al. 1989, Complex Systems 3(5)",
     ),
+    *PARETO_SPECS,
     *MAP_SPECS,
 )
 
@@ -262,7 +201,12 @@ def validate_optimizer(name: str, settings: Mapping[str, Any], problem: Problem)
         return [SettingProblem("optimizer.name", _unknown(name))]
     spec = SPECS[name]
     problems = [_setting_problem(spec, key, value) for key, value in settings.items()]
-    problems += [_gene_problem(spec, problem), _objective_problem(spec, problem), _size_problem(spec, problem)]
+    problems += [
+        _gene_problem(spec, problem),
+        _objective_problem(spec, settings, problem),
+        _size_problem(spec, problem),
+        _constraint_problem(spec, problem),
+    ]
     if not any(problems):
         problems.append(_budget_problem(spec, settings, problem))
         objections = spec.objections(settings, problem) if spec.objections else ()
@@ -318,14 +262,46 @@ def _gene_problem(spec: OptimizerSpec, problem: Problem) -> SettingProblem | Non
     )
 
 
-def _objective_problem(spec: OptimizerSpec, problem: Problem) -> SettingProblem | None:
-    if problem.num_objectives == 1 or spec.multi_objective:
+def _objective_problem(spec: OptimizerSpec, settings: Mapping[str, Any], problem: Problem) -> SettingProblem | None:
+    count = problem.num_objectives
+    quality = settings.get("quality", 0)
+    if isinstance(quality, int) and quality >= max(count, spec.min_objectives):
+        return SettingProblem(
+            "optimizer.quality", f"expected the number of an objective, from 0 to {count - 1}, got {quality}"
+        )
+    if _takes(spec, count):
         return None
-    able = [other.name for other in SPECS.values() if other.multi_objective]
+    able = [other.name for other in SPECS.values() if _takes(other, count)]
+    hint = "" if count == 1 else "Scalarise them with a single-objective optimizer, or use "
     return SettingProblem(
         "optimizer.name",
-        f"{spec.name} handles one objective, got {problem.num_objectives}. Scalarise them, or use {', '.join(able)}.",
+        f"{spec.name} handles {_objective_range(spec)}, got {count}. {hint or 'Use '}{', '.join(able)}.",
     )
+
+
+def _constraint_problem(spec: OptimizerSpec, problem: Problem) -> SettingProblem | None:
+    if spec.handles_constraints or not problem.num_constraints:
+        return None
+    able = [
+        other.name for other in SPECS.values() if other.handles_constraints and _takes(other, problem.num_objectives)
+    ]
+    return SettingProblem(
+        "optimizer.name", f"{spec.name} knows nothing of constraints. Drop `constraints`, or use {', '.join(able)}."
+    )
+
+
+def _takes(spec: OptimizerSpec, num_objectives: int) -> bool:
+    most = num_objectives if spec.multi_objective else 1
+    return spec.min_objectives <= num_objectives <= min(most, spec.max_objectives or most)
+
+
+def _objective_range(spec: OptimizerSpec) -> str:
+    if not spec.multi_objective:
+        return "one objective"
+    if spec.max_objectives == spec.min_objectives:
+        return f"exactly {spec.min_objectives} objectives"
+    most = f" and at most {spec.max_objectives}" if spec.max_objectives else ""
+    return f"at least {spec.min_objectives}{most} objectives"
 
 
 def _size_problem(spec: OptimizerSpec, problem: Problem) -> SettingProblem | None:
@@ -347,11 +323,11 @@ def _size_problem(spec: OptimizerSpec, problem: Problem) -> SettingProblem | Non
 def _budget_problem(spec: OptimizerSpec, settings: Mapping[str, Any], problem: Problem) -> SettingProblem | None:
     """Only optimizers that learn from whole generations need a budget of at least one."""
     size = settings.get("population_size", "auto")
-    if _CMA_POPULATION in spec.settings:
+    if CMA_POPULATION in spec.settings:
         size = cma_population_size(len(problem.genes)) if size == "auto" else size
-    elif _NSGA_POPULATION in spec.settings:
+    elif NSGA_POPULATION in spec.settings:
         size = nsga_population_size(problem.evaluations) if size == "auto" else size
-    elif _GA_POPULATION in spec.settings:
+    elif GA_POPULATION in spec.settings:
         size = ga_population_size(problem.evaluations, problem.num_objectives) if size == "auto" else size
     else:
         return None

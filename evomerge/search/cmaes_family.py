@@ -5,6 +5,7 @@
   distribution learns from the unmirrored draw. Rejection would cost up to a hundred draws each in many dimensions.
 - Batches: one update needs ``population_size`` results. Results of earlier generations may arrive late (steady state);
   they count like others. Within a batch they are told in ask order, because the library breaks ties by position.
+- With constraints the distribution is told ranks: who keeps them by fitness, then the others by how much they miss.
 - Failures rank last. A batch in which everything failed teaches nothing and leaves the distribution as it is.
 - Restarts: when the distribution has converged it starts again around a uniformly drawn mean, with a seed derived from
   the run's, as in IPOP-CMA-ES. Results of proposals from before the restart are accepted and forgotten: they say
@@ -25,6 +26,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from evomerge.search.base import Optimizer, Problem, Proposal, Result
+from evomerge.search.feasibility import feasible_first
 from evomerge.search.gene_box import GeneBox, reflect
 from evomerge.search.population import cma_population_size
 from evomerge.search.proposal_ledger import ProposalLedger, Returned
@@ -74,8 +76,8 @@ class CmaesFamily(Optimizer):
         self._double_population = double_population
         self._converged = False
         self._single_thread = SingleThread()
-        self._ledger: ProposalLedger[Draw] = ProposalLedger(num_genes, problem.num_objectives)
-        self._buffer: list[tuple[Any, float]] = []
+        self._ledger: ProposalLedger[Draw] = ProposalLedger(num_genes, problem.num_objectives, problem.num_constraints)
+        self._buffer: list[Returned[Draw]] = []
         self._start(self._box.to_unit(self._box.initial))
 
     @abstractmethod
@@ -123,24 +125,31 @@ class CmaesFamily(Optimizer):
         """Learn from ``tell_size`` results; see the module docstring for late, failed and forgotten ones."""
         for returned in self._ledger.close(results, self.tell_size):
             if returned.memory.epoch == self.num_restarts:
-                self._buffer.append(self._solution(returned))
+                self._buffer.append(returned)
         while len(self._buffer) >= self.population_size:
             batch = self._buffer[: self.population_size]
             del self._buffer[: self.population_size]
             self._update(batch)
 
-    def _solution(self, returned: Returned[Draw]) -> tuple[Any, float]:
-        """The library's pair: a copy of the raw draw, and a value to minimise."""
-        raw = self._raw_of(returned.genotype) if returned.diverged else returned.memory.raw
-        value = math.inf if returned.fitness is None else -float(returned.fitness[0])
-        return raw, value
+    def _raw(self, returned: Returned[Draw]) -> Any:
+        """The library's form of what was evaluated."""
+        return self._raw_of(returned.genotype) if returned.diverged else returned.memory.raw
 
-    def _update(self, batch: list[tuple[Any, float]]) -> None:
-        if all(math.isinf(value) for _, value in batch):
+    def _values(self, batch: Sequence[Returned[Draw]]) -> list[float]:
+        """A value to minimise for each result; failures are +inf, which ranks last."""
+        if self.problem.num_constraints:
+            best = [None if one.fitness is None else -one.fitness[0] for one in batch]
+            return feasible_first(best, [one.violation for one in batch])
+        return [math.inf if one.fitness is None else -float(one.fitness[0]) for one in batch]
+
+    def _update(self, batch: list[Returned[Draw]]) -> None:
+        values = self._values(batch)
+        if all(math.isinf(value) for value in values):
             return
+        told = [(self._raw(one), value) for one, value in zip(batch, values)]
         with self._single_thread():
             try:
-                self._library.tell(batch)
+                self._library.tell(told)
                 converged, broken = self._should_stop(), False
             except np.linalg.LinAlgError:
                 converged, broken = True, True

@@ -33,6 +33,25 @@ def non_dominated(fitness: npt.ArrayLike, duplicates: Literal["first", "all"] = 
     return chosen
 
 
+def feasible_front(fitness: npt.ArrayLike, violations: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """The front under constraints: non-dominated among those that keep all of them, each value once.
+
+    Where no candidate keeps them, the front of all candidates, none of which is feasible.
+
+    Args:
+        fitness: ``(C, M)``, maximised.
+        violations: ``(C,)``, zero where all constraints are kept.
+
+    Returns:
+        ``(C,)``.
+    """
+    rows = np.array(fitness, dtype=np.float64)
+    kept = np.asarray(violations, dtype=np.float64) == 0.0
+    if kept.any():
+        rows[~kept] = np.nan
+    return non_dominated(rows)
+
+
 def pareto_ranks(fitness: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Front each row belongs to: 0 = non-dominated, 1 = non-dominated without front 0, ...
 
@@ -99,6 +118,51 @@ def hypervolume(fitness: npt.ArrayLike, reference: Sequence[float]) -> float:
         raise ValueError(f"reference must be {rows.shape[1]} finite numbers, got {reference}")
     useful = rows[finite & np.all(rows > corner, axis=1)]
     return float(moocore.hypervolume(useful, ref=corner, maximise=True)) if len(useful) else 0.0
+
+
+def contributions(fitness: npt.ArrayLike, reference: Sequence[float]) -> Array:
+    """Volume that only this row dominates, for each row: what the hypervolume loses without it.
+
+    Dominated rows, copies of another row, rows that do not exceed the reference everywhere and rows that are not
+    finite contribute nothing; dominated rows take nothing from others either.
+
+    Args:
+        fitness: ``(C, M)``, maximised.
+        reference: ``(M,)``.
+
+    Returns:
+        ``(C,)``.
+    """
+    rows, finite = _finite_rows(fitness)
+    corner = np.asarray(reference, dtype=np.float64)
+    found = np.zeros(len(rows), dtype=np.float64)
+    useful = finite & np.all(rows > corner, axis=1)
+    if rows.shape[1] == 1 and useful.any():  # the library wants two objectives
+        volumes = np.sort(np.append(rows[useful], corner))[::-1]
+        found[useful] = np.where(rows[useful, 0] == volumes[0], volumes[0] - volumes[1], 0.0)
+    elif useful.any():
+        found[useful] = moocore.hv_contributions(rows[useful], ref=corner, maximise=True)
+    return found
+
+
+def learnt_reference(fitness: npt.ArrayLike) -> Array:
+    """A corner for hypervolume where none is given: the worst finite value seen, less a tenth of the range.
+
+    Args:
+        fitness: ``(C, M)``, maximised.
+
+    Returns:
+        ``(M,)``.
+
+    Reference: Ishibuchi et al. 2018, How to specify a reference point in hypervolume calculation for fair performance
+    comparison, https://doi.org/10.1162/evco_a_00226.
+    """
+    rows, finite = _finite_rows(fitness)
+    if not finite.any():
+        return np.zeros(rows.shape[1], dtype=np.float64)
+    worst, best = rows[finite].min(axis=0), rows[finite].max(axis=0)
+    found: Array = worst - 0.1 * np.maximum(best - worst, 1e-7)
+    return found
 
 
 def _finite_rows(fitness: npt.ArrayLike) -> tuple[Array, npt.NDArray[np.bool_]]:

@@ -45,11 +45,13 @@ class Member:
         index: of its proposal.
         genotype: ``(G,)``, compact.
         fitness: ``(M,)``.
+        violation: by how much it misses the constraints in sum.
     """
 
     index: int
     genotype: Array
     fitness: tuple[float, ...]
+    violation: float = 0.0
 
 
 class GeneticAlgorithm(Optimizer):
@@ -94,7 +96,9 @@ class GeneticAlgorithm(Optimizer):
         self._lists = tuple(found for found in gene_lists.find_lists(problem.genes) if found.num_choices > 0)
         self._loose = tuple(at for at, gene in enumerate(self._genes) if not gene.sequence and not is_constant(gene))
         self._initial = self._compact(box.initial)
-        self._ledger: ProposalLedger[None] = ProposalLedger(len(problem.genes), problem.num_objectives)
+        self._ledger: ProposalLedger[None] = ProposalLedger(
+            len(problem.genes), problem.num_objectives, problem.num_constraints
+        )
         self._asked: set[bytes] = set()
         self._members: list[Member] = []  # best first
 
@@ -122,7 +126,8 @@ class GeneticAlgorithm(Optimizer):
             if returned.fitness is not None:
                 genotype = self._compact(np.clip(returned.genotype, self._box.low, self._box.high))
                 self._asked.add(genotype.tobytes())
-                members.append(Member(returned.index, genotype, tuple(float(value) for value in returned.fitness)))
+                fitness = tuple(float(value) for value in returned.fitness)
+                members.append(Member(returned.index, genotype, fitness, returned.violation))
         self._members = survivors(members, self.population_size)
 
     def _draw(self, index: int, rng: np.random.Generator) -> tuple[Array, tuple[int, ...]]:
@@ -189,13 +194,21 @@ class GeneticAlgorithm(Optimizer):
 def survivors(members: Sequence[Member], count: int) -> list[Member]:
     """The best members, best first: by front, then by crowding distance, then the younger ones.
 
+    Those that miss constraints come behind all others, by how much they miss.
+
     Args:
         members: in any order.
         count: how many to keep.
     """
-    if not members:
-        return []
     young_first = sorted(members, key=lambda member: -member.index)
+    feasible = [member for member in young_first if member.violation == 0]
+    others = [member for member in young_first if member.violation > 0]
+    return [*_by_front(feasible), *sorted(others, key=lambda member: member.violation)][:count]
+
+
+def _by_front(young_first: Sequence[Member]) -> list[Member]:
+    if not young_first:
+        return []
     fitness = np.array([member.fitness for member in young_first])
     ranks = pareto_ranks(fitness)
     kept: list[Member] = []
@@ -204,4 +217,4 @@ def survivors(members: Sequence[Member], count: int) -> list[Member]:
         crowding = crowding_distances(fitness[front])
         ordered = sorted(range(len(front)), key=lambda at: -crowding[at])  # stable: equals stay young first
         kept += [young_first[int(front[at])] for at in ordered]
-    return kept[:count]
+    return kept

@@ -145,6 +145,7 @@ MAP_SPECS = (
         paper=PAPER,
         warm_start=True,
         objections=_map_objections,
+        handles_constraints=False,
     ),
     OptimizerSpec(
         name="bayesian_map",
@@ -161,6 +162,7 @@ MAP_SPECS = (
         paper=PAPER,
         warm_start=True,
         objections=_map_objections,
+        handles_constraints=False,
     ),
     OptimizerSpec(
         name="nested_map",
@@ -190,5 +192,6 @@ MAP_SPECS = (
         max_genes=1000,
         paper=PAPER,
         objections=_nested_objections,
+        handles_constraints=False,
     ),
 )

@@ -4,6 +4,8 @@
 - Failures: for TPE and GP the trial's state is FAIL and no number is invented; the genotype teaches nothing. NSGA-II
   and NSGA-III count completed trials to know when a generation is full, so there a failure completes with +inf in
   every objective: it is dominated by everything that has a fitness, and the generations stay in step with ours.
+- Constraints are set on the trial before it is told; the samplers prefer trials that keep them (NSGA by constrained
+  domination, TPE by its split, GP by the probability of feasibility).
 - Determinism: TPE and GP get a fresh sampler for every ask, seeded by the run's seed and the proposal's index. NSGA's
   sampler lives as long as the optimizer; replaying the same asks and tells rebuilds it.
 - Trials in flight are known to the samplers as running (TPE: constant liar; GP: batch acquisition).
@@ -61,7 +63,9 @@ class OptunaOptimizer(Optimizer):
         self._names = [f"g{i:05d}" for i in range(len(problem.genes))]
         self._distributions = {name: _distribution(gene) for name, gene in zip(self._names, problem.genes)}
         self._single_thread = SingleThread(threads)
-        self._ledger: ProposalLedger[optuna.Trial] = ProposalLedger(len(problem.genes), problem.num_objectives)
+        self._ledger: ProposalLedger[optuna.Trial] = ProposalLedger(
+            len(problem.genes), problem.num_objectives, problem.num_constraints
+        )
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with self._single_thread():
             self._study = optuna.create_study(
@@ -118,6 +122,8 @@ class OptunaOptimizer(Optimizer):
         values = self._values(returned.fitness)
         trial = returned.memory
         state = TrialState.FAIL if values is None else TrialState.COMPLETE
+        for name, value in self._constraints(returned).items():
+            trial.set_constraint(name, value)
         if values is None or np.array_equal(returned.genotype, self._suggested(trial)):
             self._study.tell(trial, values, state=state)
             return
@@ -138,6 +144,13 @@ class OptunaOptimizer(Optimizer):
         if fitness is not None:
             return [-float(value) for value in fitness]
         return [math.inf] * self.problem.num_objectives if self.failure_is_worst else None
+
+    def _constraints(self, returned: Returned[optuna.Trial]) -> dict[str, float]:
+        """Constraint values by name; a failure that has to complete misses all of them."""
+        count = self.problem.num_constraints
+        if returned.fitness is None:
+            return {f"c{i}": math.inf for i in range(count)} if self.failure_is_worst else {}
+        return {f"c{i}": float(value) for i, value in enumerate(returned.constraints)}
 
     def _suggested(self, trial: optuna.Trial) -> Array:
         return np.array([float(trial.params[name]) for name in self._names], dtype=np.float64)

@@ -44,6 +44,13 @@ def num_divisions(num_objectives: int, population_size: int) -> int:
     return divisions
 
 
+def num_kernels(evaluations: int | None, kernel_population: int) -> int:
+    """Default number of kernels: as many as the budget updates twelve times, between 3 and 10."""
+    if evaluations is None:
+        return 10
+    return min(10, max(3, evaluations // (12 * (kernel_population + 1))))
+
+
 def num_unknowns(num_genes: int) -> int:
     """Coefficients of a quadratic in G genes: ``(G + 1)(G + 2) / 2``."""
     return (num_genes + 1) * (num_genes + 2) // 2

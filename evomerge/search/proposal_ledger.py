@@ -25,6 +25,7 @@ class Returned(Generic[Memory]):
         genotype: what was evaluated ``(G,)``.
         fitness: ``(M,)`` or None for a failure.
         diverged: whether something else than the proposal was evaluated (a replay on other hardware).
+        constraints: zero or less where kept, one number for each constraint; empty for a failure.
     """
 
     index: int
@@ -32,6 +33,12 @@ class Returned(Generic[Memory]):
     genotype: Array
     fitness: tuple[float, ...] | None
     diverged: bool
+    constraints: tuple[float, ...] = ()
+
+    @property
+    def violation(self) -> float:
+        """By how much the constraints are missed in sum; zero where all are kept."""
+        return math.fsum(max(0.0, value) for value in self.constraints)
 
 
 class ProposalLedger(Generic[Memory]):
@@ -40,11 +47,13 @@ class ProposalLedger(Generic[Memory]):
     Args:
         num_genes: G.
         num_objectives: M.
+        num_constraints: numbers beside the fitness of every result.
     """
 
-    def __init__(self, num_genes: int, num_objectives: int) -> None:
+    def __init__(self, num_genes: int, num_objectives: int, num_constraints: int = 0) -> None:
         self._num_genes = num_genes
         self._num_objectives = num_objectives
+        self._num_constraints = num_constraints
         self._open: dict[int, tuple[Array, Memory]] = {}
         self._next = 0
 
@@ -53,9 +62,9 @@ class ProposalLedger(Generic[Memory]):
         """The index the next proposal will have."""
         return self._next
 
-    def open(self, genotype: Array, memory: Memory) -> Proposal:
+    def open(self, genotype: Array, memory: Memory, parents: tuple[int, ...] = ()) -> Proposal:
         """Number a new proposal and remember it until it is told."""
-        proposal = Proposal(self._next, genotype)
+        proposal = Proposal(self._next, genotype, parents)
         self._open[self._next] = (genotype.copy(), memory)
         self._next += 1
         return proposal
@@ -100,8 +109,15 @@ class ProposalLedger(Generic[Memory]):
             raise ValueError(
                 f"proposal {result.index}: fitness must be finite, got {result.fitness}; tell failures as None"
             )
+        if len(result.constraints) != self._num_constraints or not all(map(math.isfinite, result.constraints)):
+            raise ValueError(
+                f"proposal {result.index}: expected {self._num_constraints} finite constraint values, "
+                f"got {result.constraints}"
+            )
 
     def _take(self, result: Result) -> Returned[Memory]:
         proposed, memory = self._open.pop(result.index)
         genotype = np.array(result.genotype, dtype=np.float64)
-        return Returned(result.index, memory, genotype, result.fitness, not np.array_equal(proposed, genotype))
+        constraints = () if result.fitness is None else tuple(result.constraints)
+        diverged = not np.array_equal(proposed, genotype)
+        return Returned(result.index, memory, genotype, result.fitness, diverged, constraints)

@@ -32,7 +32,9 @@ class RandomSearch(Optimizer):
         )
         self._propose_initial = propose_initial
         self._box = GeneBox(problem.genes)
-        self._ledger: ProposalLedger[None] = ProposalLedger(len(problem.genes), problem.num_objectives)
+        self._ledger: ProposalLedger[None] = ProposalLedger(
+            len(problem.genes), problem.num_objectives, problem.num_constraints
+        )
 
     @property
     def population_size(self) -> int:

@@ -38,6 +38,8 @@ class RunStarted:
         reference_point: ``(M,)`` of the hypervolume, on the maximised scale; empty when there is none.
         genes: of every genotype of this log.
         gene_groups: group name -> indices of its genes, for summaries of long genotypes.
+        normalise: of each objective, whose score it is divided by for the optimizer; empty = nothing is.
+        constraints: as the experiment writes them.
     """
 
     name: str
@@ -49,6 +51,25 @@ class RunStarted:
     reference_point: tuple[float, ...] = ()
     genes: tuple[Gene, ...] = ()
     gene_groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    normalise: tuple[str, ...] = ()
+    constraints: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What fitness is measured against, fixed before the first candidate is asked; absent where nothing is.
+
+    Attributes:
+        scales: ``(M,)`` by what raw fitness is divided before the optimizer is told.
+        thresholds: bound of each constraint, in its objective's natural direction.
+        expert_fitness: ``(E, M)`` of the experts, after dividing; empty where they were not scored before.
+        reference_point: ``(M,)`` of the hypervolume, after dividing; empty when there is none.
+    """
+
+    scales: tuple[float, ...]
+    thresholds: tuple[float, ...] = ()
+    expert_fitness: tuple[tuple[float, ...], ...] = ()
+    reference_point: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,6 +143,7 @@ class Evaluated:
         finished: Unix seconds.
         attempts: from 1.
         recipe_id: of the evaluated recipe, where the key is not a candidate's.
+        constraints: on search documents, by what share of its bound each constraint is missed; zero or less = kept.
     """
 
     key: str
@@ -136,6 +158,12 @@ class Evaluated:
     finished: float = 0.0
     attempts: int = 1
     recipe_id: str = ""
+    constraints: tuple[float, ...] = ()
+
+    @property
+    def violation(self) -> float:
+        """By how much the constraints are missed in sum; zero where all are kept."""
+        return math.fsum(max(0.0, value) for value in self.constraints)
 
 
 @dataclass(frozen=True)
@@ -198,11 +226,13 @@ class RunFinished:
 
 
 Event = (
-    RunStarted | WarmStarted | Asked | Started | Evaluated | Failed | Told | GenerationClosed | Resumed | RunFinished
-)
+    RunStarted | Calibrated | WarmStarted | Asked | Started | Evaluated | Failed | Told | GenerationClosed | Resumed
+    | RunFinished
+)  # fmt: skip
 
 _TAGS: dict[str, type[Any]] = {
     "run_started": RunStarted,
+    "calibrated": Calibrated,
     "warm_started": WarmStarted,
     "asked": Asked,
     "started": Started,

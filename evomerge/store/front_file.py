@@ -17,7 +17,10 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class FrontEntry:
-    """One candidate of the front; ``fitness`` is ``(M,)`` maximised, ``recipe`` its YAML text where known."""
+    """One candidate of the front; ``fitness`` is ``(M,)`` maximised, ``recipe`` its YAML text where known.
+
+    ``constraints`` says for each constraint by what share of its bound it is missed; zero or less where it is kept.
+    """
 
     candidate: int
     recipe_id: str
@@ -25,6 +28,12 @@ class FrontEntry:
     fitness: tuple[float, ...]
     metrics: Mapping[str, float] = field(default_factory=dict)
     recipe: str = ""
+    constraints: tuple[float, ...] = ()
+
+    @property
+    def is_feasible(self) -> bool:
+        """Whether all constraints are kept."""
+        return all(value <= 0 for value in self.constraints)
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ class Front:
         best: id of the best candidate by weighted sum, or None.
         hypervolume: on the maximised scale from ``reference_point``, or None.
         reference_point: ``(M,)``, empty when there is none.
+        constraints: as the experiment writes them.
     """
 
     objectives: tuple[Objective, ...]
@@ -48,6 +58,7 @@ class Front:
     best: int | None = None
     hypervolume: float | None = None
     reference_point: tuple[float, ...] = ()
+    constraints: tuple[str, ...] = ()
 
 
 def write_front(run_dir: RunDir, front: Front) -> None:
@@ -65,6 +76,8 @@ def write_front(run_dir: RunDir, front: Front) -> None:
                 objective.name: objective.natural(value)
                 for objective, value in zip(front.objectives, entry.fitness, strict=True)
             },
+            "feasible": entry.is_feasible,
+            "constraints": list(entry.constraints),
             "metrics": dict(entry.metrics),
             "recipe": entry.recipe,
         }
@@ -77,6 +90,7 @@ def write_front(run_dir: RunDir, front: Front) -> None:
         "best": front.best,
         "hypervolume": front.hypervolume,
         "reference_point": list(front.reference_point),
+        "constraints": list(front.constraints),
         "objectives": [asdict(objective) for objective in front.objectives],
         "front": entries,
     }
@@ -106,6 +120,7 @@ def read_front(run_dir: RunDir) -> Front | None:
             best=value["best"],
             hypervolume=value["hypervolume"],
             reference_point=tuple(value["reference_point"]),
+            constraints=tuple(value.get("constraints", ())),
         )
     except FileNotFoundError:
         return None
@@ -137,5 +152,11 @@ def _read_entry(entry: dict[str, Any], objectives: tuple[Objective, ...]) -> Fro
     # ``natural`` is its own inverse.
     fitness = tuple(objective.natural(entry["values"][objective.name]) for objective in objectives)
     return FrontEntry(
-        entry["candidate"], entry["recipe_id"], entry["generation"], fitness, entry["metrics"], entry["recipe"]
+        entry["candidate"],
+        entry["recipe_id"],
+        entry["generation"],
+        fitness,
+        entry["metrics"],
+        entry["recipe"],
+        tuple(entry.get("constraints", ())),
     )

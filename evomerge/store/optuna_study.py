@@ -199,7 +199,7 @@ class StudyProjection:
             genotype = asked.array
             params = {column.name: column.value(genotype) for column in self._columns}
         distributions = self._distributions if params else {}
-        attributes = _attributes(outcome, asked)
+        attributes = _attributes(outcome, asked, self._started.constraints)
         if isinstance(outcome, Failed):
             trial = create_trial(
                 state=TrialState.FAIL, params=params, distributions=distributions, user_attrs=attributes
@@ -207,14 +207,18 @@ class StudyProjection:
         else:
             pairs = zip(self._started.objectives, outcome.fitness, strict=True)
             values = [objective.natural(float(value)) for objective, value in pairs]
-            trial = create_trial(values=values, params=params, distributions=distributions, user_attrs=attributes)
+            # One list under the old key: Optuna reads it and the newer form alike, the dashboard only this one.
+            system = {"constraints": [float(value) for value in outcome.constraints]} if outcome.constraints else {}
+            trial = create_trial(
+                values=values, params=params, distributions=distributions, user_attrs=attributes, system_attrs=system
+            )
         if outcome.finished > 0:
             trial.datetime_start = datetime.fromtimestamp(outcome.started)
             trial.datetime_complete = datetime.fromtimestamp(outcome.finished)
         return trial
 
 
-def _attributes(outcome: Evaluated | Failed, asked: Asked | None) -> dict[str, Any]:
+def _attributes(outcome: Evaluated | Failed, asked: Asked | None, constraints: Sequence[str]) -> dict[str, Any]:
     """What a person wants to see of a trial, most wanted first: the trial page shows only the first lines."""
     attributes: dict[str, Any] = {}
     if isinstance(outcome, Failed):
@@ -224,6 +228,9 @@ def _attributes(outcome: Evaluated | Failed, asked: Asked | None) -> dict[str, A
     else:
         attributes |= {"candidate": asked.candidate, "generation": asked.generation}
     if isinstance(outcome, Evaluated):
+        if outcome.constraints:
+            attributes["feasible"] = outcome.violation == 0
+            attributes |= {f"missed {name}": _rounded(value) for name, value in zip(constraints, outcome.constraints)}
         attributes |= {name: _rounded(value) for name, value in outcome.metrics.items()}
         for name in ("merge", "forward", "metric", "wait"):
             attributes[f"seconds {name}"] = round(getattr(outcome.seconds, name), 3)
@@ -257,6 +264,7 @@ def describe_run(
     for objective in started.objectives:
         direction = "higher is better" if objective.higher_is_better else "lower is better"
         lines.append(f"| {objective.name} | {direction} | {objective.weight:g} |")
+    lines += ["", *(f"- constraint: {text}" for text in started.constraints)] if started.constraints else []
     seeds = ", ".join(f"{purpose} {seed}" for purpose, seed in started.seeds.items())
     lines += ["", f"{len(started.genes)} genes; seeds: {seeds}; evomerge {started.evomerge}."]
     if len(columns) < len(started.genes):

@@ -11,6 +11,7 @@ import numpy as np
 from evomerge.errors import UserError
 from evomerge.store.events import (
     Asked,
+    Calibrated,
     Evaluated,
     Event,
     Failed,
@@ -42,6 +43,11 @@ class CandidateRecord:
         """``(M,)`` maximised, or None when pending or failed."""
         return self.outcome.fitness if isinstance(self.outcome, Evaluated) else None
 
+    @property
+    def violation(self) -> float:
+        """By how much its constraints are missed in sum; zero where all are kept or there are none."""
+        return self.outcome.violation if isinstance(self.outcome, Evaluated) else 0.0
+
 
 @dataclass(frozen=True)
 class RunState:
@@ -54,6 +60,7 @@ class RunState:
         told: candidate ids of each tell, in order.
         generations: the closed generations, in order.
         sessions: one for the start and one for each resume: Unix seconds of its first and last sign of life.
+        calibrated: what fitness is measured against, None where nothing is.
         warm_start: what was taken over from another run, or None.
         finished: the last event when the run ended on purpose and was not resumed since.
     """
@@ -65,6 +72,7 @@ class RunState:
     generations: tuple[GenerationClosed, ...]
     sessions: tuple[tuple[float, float], ...]
     finished: RunFinished | None
+    calibrated: Calibrated | None = None
     warm_start: WarmStarted | None = None
 
     @cached_property
@@ -95,7 +103,9 @@ class RunState:
         return records, fitness.reshape(len(records), num_objectives)
 
     def ranked(self, weights: Sequence[float] | None = None, count: int | None = None) -> tuple[CandidateRecord, ...]:
-        """Candidates by weighted sum of fitness, best first; of equal ones the earlier asked first.
+        """Candidates by weighted sum of told fitness, best first; of equal ones the earlier asked first.
+
+        Those that keep all constraints come before those that do not, which are sorted by how much they miss.
 
         Args:
             weights: ``(M,)``; None takes the objectives' own.
@@ -109,7 +119,11 @@ class RunState:
             weights = [objective.weight for objective in self.started.objectives]
         if len(weights) != fitness.shape[1]:
             raise ValueError(f"{len(weights)} weights for {fitness.shape[1]} objectives")
-        order = np.argsort(-(fitness @ np.asarray(weights, dtype=np.float64)), kind="stable")
+        if self.calibrated is not None:
+            fitness = fitness / np.asarray(self.calibrated.scales)
+        values = fitness @ np.asarray(weights, dtype=np.float64)
+        missed = np.array([record.violation for record in records], dtype=np.float64)
+        order = np.lexsort((-values, missed))
         return tuple(records[index] for index in order[:count])
 
     def best(self, weights: Sequence[float] | None = None) -> CandidateRecord | None:
@@ -143,6 +157,7 @@ class _Builder:
         self.generations: list[GenerationClosed] = []
         self.sessions: list[tuple[float, float]] = []
         self.finished: RunFinished | None = None
+        self.calibrated: Calibrated | None = None
         self.warm_start: WarmStarted | None = None
 
     def add(self, event: Event) -> str | None:
@@ -155,6 +170,8 @@ class _Builder:
             return None
         if self.started is None:
             return "comes before the start of the run"
+        if isinstance(event, Calibrated):
+            return self._calibrate(event)
         if isinstance(event, WarmStarted):
             return self._warm_start(event)
         if isinstance(event, Asked):
@@ -174,6 +191,12 @@ class _Builder:
             self.finished = event
         else:
             assert isinstance(event, Started)
+        return None
+
+    def _calibrate(self, event: Calibrated) -> str | None:
+        if self.calibrated is not None or self.asked:
+            return "fixes what fitness is measured against a second time, or after candidates were asked"
+        self.calibrated = event
         return None
 
     def _warm_start(self, event: WarmStarted) -> str | None:
@@ -232,5 +255,6 @@ class _Builder:
             generations=tuple(self.generations),
             sessions=tuple(self.sessions),
             finished=self.finished,
+            calibrated=self.calibrated,
             warm_start=self.warm_start,
         )

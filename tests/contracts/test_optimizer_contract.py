@@ -30,7 +30,7 @@ LIST = tuple(
     for i in range(5)
 )
 
-SMALL = {"num_initial_random": 3, "population_size": 4}
+SMALL = {"num_initial_random": 3, "population_size": 4, "kernel_population": 4, "kernels": 2}
 TINY = {"num_initial_random": 2, "population_size": 2}
 # So that three rounds reach the part that learns.
 OWN = {
@@ -51,9 +51,11 @@ def cases() -> list[Any]:
             kinds |= {"mixed": MIXED, "whole": WHOLE, "choices": CHOICES, "list": LIST}
         if name in EXPENSIVE:
             kinds = {"real": REAL[:2]}
-        found += [pytest.param(name, genes, 1, id=f"{name}-{kind}") for kind, genes in kinds.items()]
+        fewest = spec.min_objectives
+        found += [pytest.param(name, genes, fewest, id=f"{name}-{kind}") for kind, genes in kinds.items()]
         if spec.multi_objective and name not in EXPENSIVE:
-            found.append(pytest.param(name, REAL, 2, id=f"{name}-two_objectives"))
+            more = [m for m in (2, 3) if fewest < m <= (spec.max_objectives or m)]
+            found += [pytest.param(name, REAL, m, id=f"{name}-{m}_objectives") for m in more]
     return found
 
 
@@ -64,13 +66,19 @@ Fitness = Callable[[Result], tuple[float, ...] | None]
 
 
 def make(
-    name: str, genes: tuple[Gene, ...] = REAL, num_objectives: int = 1, seed: int = 5, **settings: Any
+    name: str,
+    genes: tuple[Gene, ...] = REAL,
+    num_objectives: int | None = None,
+    seed: int = 5,
+    num_constraints: int = 0,
+    **settings: Any,
 ) -> Optimizer:
+    """An optimizer of small generations; without a number of objectives for the fewest it takes."""
     known = {setting.name for setting in SPECS[name].settings}
     small = {key: value for key, value in (TINY if name in EXPENSIVE else SMALL).items() if key in known}
-    return build_optimizer(
-        name, Problem(genes, num_objectives, seed, evaluations=10_000), small | OWN.get(name, {}) | settings
-    )
+    count = SPECS[name].min_objectives if num_objectives is None else num_objectives
+    problem = Problem(genes, count, seed, evaluations=10_000, num_constraints=num_constraints)
+    return build_optimizer(name, problem, small | OWN.get(name, {}) | settings)
 
 
 def score(proposal: Proposal, num_objectives: int) -> Result:
@@ -174,7 +182,7 @@ def test_the_caller_may_change_what_it_was_given(name: str) -> None:
     for _ in range(2):
         expected = generation(clean)
         proposals = [spoiled.ask() for _ in range(spoiled.population_size)]
-        results = [score(proposal, 1) for proposal in proposals]
+        results = [score(proposal, spoiled.problem.num_objectives) for proposal in proposals]
         for proposal in proposals:
             proposal.genotype[:] = 99.0
         clean.tell(expected)
@@ -190,7 +198,8 @@ def test_results_count_in_ask_order_however_they_are_listed(name: str) -> None:
     for _ in range(3):
         for optimizer in (sorted_one, backward_one):
             proposals = [optimizer.ask() for _ in range(optimizer.population_size)]
-            results = [Result(p.index, p.genotype, (float(p.index % 4 < 2),)) for p in proposals]  # ties
+            m = optimizer.problem.num_objectives
+            results = [Result(p.index, p.genotype, (float(p.index % 4 < 2),) * m) for p in proposals]  # ties
             optimizer.tell(results if optimizer is sorted_one else results[::-1])
     assert same_bits(sorted_one.ask().genotype, backward_one.ask().genotype)
 
@@ -199,11 +208,12 @@ def test_results_count_in_ask_order_however_they_are_listed(name: str) -> None:
 def test_bad_results_are_refused_and_change_nothing(name: str) -> None:
     optimizer, control = make(name), make(name)
     results, good = generation(optimizer), generation(control)
-    first = results[0]
+    first, m = results[0], optimizer.problem.num_objectives
     bad = {
-        "nan": dataclasses.replace(first, fitness=(math.nan,)),
-        "infinite": dataclasses.replace(first, fitness=(-math.inf,)),
-        "two objectives": dataclasses.replace(first, fitness=(1.0, 2.0)),
+        "nan": dataclasses.replace(first, fitness=(math.nan,) * m),
+        "infinite": dataclasses.replace(first, fitness=(-math.inf,) * m),
+        "one objective more": dataclasses.replace(first, fitness=(1.0,) * (m + 1)),
+        "a constraint": dataclasses.replace(first, constraints=(0.0,)),
         "no objective": dataclasses.replace(first, fitness=()),
         "unknown index": dataclasses.replace(first, index=999),
         "negative index": dataclasses.replace(first, index=-1),
@@ -248,7 +258,7 @@ def test_equal_fitness_everywhere_is_survived(name: str) -> None:
     optimizer = make(name)
     for _ in range(4):
         proposals = [optimizer.ask() for _ in range(optimizer.population_size)]
-        optimizer.tell([Result(p.index, p.genotype, (0.25,)) for p in proposals])
+        optimizer.tell([Result(p.index, p.genotype, (0.25,) * optimizer.problem.num_objectives) for p in proposals])
     assert np.all(np.isfinite(optimizer.ask().genotype))
 
 
@@ -309,6 +319,38 @@ def test_a_genotype_drawn_inside_the_box_tells_the_same_as_its_raw_draw(name: st
     np.testing.assert_allclose(told.ask().genotype, untold.ask().genotype, rtol=0, atol=1e-9)
 
 
+CONSTRAINED = [name for name, spec in SPECS.items() if spec.handles_constraints]
+
+
+@pytest.mark.parametrize("name", [name for name in CONSTRAINED if name not in (*EXPENSIVE, "random", "sobol")])
+def test_constraints_come_before_fitness(name: str) -> None:
+    """The sphere's middle is forbidden; random draws keep the constraints one time in eight. Replay holds too."""
+
+    def told(p: Proposal) -> Result:
+        m = optimizer.problem.num_objectives
+        beyond = float(np.sum(p.genotype - 0.9))
+        fitness = score(p, m).fitness
+        return Result(p.index, p.genotype, fitness, () if fitness is None else (2.0 + beyond, beyond - 5.0))
+
+    budget = 60 if name in ("tpe", "nsga2", "nsga3") else 120
+    optimizer, again = (make(name, num_constraints=2) for _ in range(2))
+    kept = []
+    while optimizer.num_asked < budget:
+        proposals = [optimizer.ask() for _ in range(optimizer.population_size)]
+        for proposal in proposals:
+            assert same_bits(again.ask().genotype, proposal.genotype)
+        results = [told(p) for p in proposals]
+        kept += [max(r.constraints) <= 0 for r in results if r.constraints]
+        optimizer.tell(results)
+        again.tell(results)
+    assert np.mean(kept[len(kept) // 2 :]) > 0.4
+    m = optimizer.problem.num_objectives
+    asked = [optimizer.ask() for _ in range(optimizer.tell_size)]
+    bad = [Result(p.index, p.genotype, (0.0,) * m, (math.nan, 0.0)) for p in asked]
+    with pytest.raises(ValueError, match="expected 2 finite constraint values"):
+        optimizer.tell(bad)
+
+
 @pytest.mark.parametrize("name", [name for name in SPECS if name not in ("random", "sobol", "nested_map")])
 def test_learns_a_shifted_sphere(name: str) -> None:
     """Maximises: the last candidates are better than the first ones and the best is better than the start."""
@@ -317,11 +359,12 @@ def test_learns_a_shifted_sphere(name: str) -> None:
     if name in ("gp", "tpe"):
         settings = {"population_size": 1}
     optimizer = make(name, **settings)
+    m = optimizer.problem.num_objectives  # equal ones, where one is not enough
     target = np.array([1.7, -0.4, 2.1])
     values = []
     while optimizer.num_asked < budget:
         proposals = [optimizer.ask() for _ in range(optimizer.population_size)]
-        results = [Result(p.index, p.genotype, (-float(np.sum((p.genotype - target) ** 2)),)) for p in proposals]
+        results = [Result(p.index, p.genotype, (-float(np.sum((p.genotype - target) ** 2)),) * m) for p in proposals]
         values += [result.fitness[0] for result in results if result.fitness]
         optimizer.tell(results)
     start = -float(np.sum((0.5 - target) ** 2))

@@ -46,6 +46,13 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 
 CASES: list[tuple[str, Any, list[str]]] = [
+    ("constraints", ["micro_ad >= 0.3"], ["constraints[0]", "Did you mean 'micro_add'?"]),
+    ("constraints", "micro_add > 0.3", ["constraints[0]", ">= or <="]),
+    ("objectives/normalise", "expert ad", ["objectives.normalise", "Did you mean 'add'?"]),
+    ("objectives/ideal", {"micro_ad": 1}, ["objectives.ideal", "Did you mean 'micro_add'?"]),
+    ("fitness", [{"preset": "micro_add", "normalise": "bse"}], ["fitness[0].normalise", "got 'bse'"]),
+    ("scalarisation", "harmonic", ["scalarisation", "harmonic_mean"]),
+    ("optimizer", {"name": "como_catcma"}, ["optimizer.name", "exactly 2 objectives, got 1", "cma_es"]),
     ("optimzer", {"name": "cma_es"}, ["optimzer", "Did you mean 'optimizer'?"]),
     ("models/experts", {}, ["models.experts"]),
     ("models/experts/add", "./not/there", ["models", "no such directory"]),
