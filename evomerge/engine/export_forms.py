@@ -19,10 +19,8 @@ from evomerge.errors import UserError
 from evomerge.recipes.recipe import Node, Recipe, Route
 
 FORMS = ("auto", "plain", "compact", "mergekit")
-PLAIN_NOTE = (
-    "An ordinary checkpoint: every hop is a block of its own, and loading needs no code of this model's own. Folding "
-    "rounds what a hop adds to the hidden states once more than the source models do."
-)
+PLAIN_NOTE = "An ordinary checkpoint: every hop is a block of its own, and loading needs no code of this model's own."
+FOLDED_NOTE = " Folding rounds what a hop adds to the hidden states once more than the source models do."
 COMPACT_NOTE = (
     "Every block is stored once and `modeling_route.py` runs the hops. Read that file and `hop_shells.py`, then load "
     "the model with `AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)`."
@@ -66,7 +64,8 @@ class ExportPlan:
         """For the model card: the form and how to load it; empty where there is only one form."""
         if not self.reason:
             return ""
-        return f"{self.form}: {self.reason}. {PLAIN_NOTE if self.compact is None else COMPACT_NOTE}"
+        folded = FOLDED_NOTE if isinstance(self.stored, Route) and self.stored.is_scaled else ""
+        return f"{self.form}: {self.reason}. {COMPACT_NOTE if self.compact is not None else PLAIN_NOTE + folded}"
 
 
 def plan_export(recipe: Recipe, form: str = "auto") -> ExportPlan:
