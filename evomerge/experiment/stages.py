@@ -175,8 +175,34 @@ def load_any(name: str | Path, overrides: Sequence[str] = ()) -> Experiment | St
         InvalidInput: everything that is wrong, at once.
     """
     path = find_experiment(name)
-    mapping = apply_overrides(read_yaml_mapping(path), overrides)
+    mapping = read_yaml_mapping(path)
+    taken_over = _take_over(mapping, overrides)
+    mapping = apply_overrides(mapping, overrides)
+    for key in taken_over:
+        if all(key in stage for stage in _stage_entries(mapping)):
+            mapping.pop(key, None)  # nothing inherits it any more
     return resolve_any(mapping, str(path), path.resolve().parent)
+
+
+def _take_over(mapping: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Give stages what they inherit before a value inside it is changed for them alone; the keys concerned."""
+    found = []
+    for override in overrides:
+        keys = override.partition("=")[0].strip().split(".")
+        if keys[:2] != ["search_space", "stages"] or len(keys) < 5 or not isinstance(mapping.get(keys[3]), dict):
+            continue
+        for number, stage in enumerate(_stage_entries(mapping)):
+            if keys[2] in (stage.get("name"), str(number)) and keys[3] in OWN_KEYS:
+                stage.setdefault(keys[3], dict(mapping[keys[3]]))
+                found.append(keys[3])
+    return found
+
+
+def _stage_entries(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The stages as the file writes them, as far as they are mappings."""
+    space = mapping.get("search_space")
+    stages = space.get("stages") if isinstance(space, Mapping) else None
+    return [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
 
 
 def resolve_any(mapping: dict[str, Any], where: str, folder: Path) -> Experiment | StagedExperiment:

@@ -12,6 +12,7 @@ import yaml
 import evomerge
 from evomerge.errors import InvalidInput, ResumeRefused, UserError
 from evomerge.experiment.inspecting import open_run
+from evomerge.experiment.stages import StagedExperiment, load_any
 from evomerge.recipes.recipe import Merge, Route, Source
 from evomerge.reports.progress import QuietView, Standing
 from tests.integration.conftest import EXPERIMENT
@@ -295,3 +296,13 @@ def test_a_later_stage_may_merge_what_an_earlier_one_found(micro_zoo: dict[str, 
     path.write_text(yaml.safe_dump(mapping))
     with pytest.raises(InvalidInput, match=r"stages\[1\].experts: only counts for a parameter space"):
         evomerge.validate(path)
+
+
+def test_a_value_changed_for_one_stage_leaves_it_the_rest_of_what_it_inherits(experiment: Path) -> None:
+    overrides = ["search_space.stages.0.finish.top_k=2", "search_space.stages.second.finish.baselines=false"]
+    loaded = load_any(experiment, overrides)
+    assert isinstance(loaded, StagedExperiment)
+    first, second = (stage.loaded.config.finish for stage in loaded.stages)
+    inherited = load_any(experiment).stages[0].loaded.config.finish  # type: ignore[union-attr]
+    assert first == inherited.model_copy(update={"top_k": 2})
+    assert second == inherited.model_copy(update={"baselines": False})
