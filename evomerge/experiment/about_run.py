@@ -50,7 +50,7 @@ def _result(summary: Mapping[str, Any]) -> list[str]:
         return lines
     number = winner["candidate"]
     lines.append(f"- winner: candidate {number} (`evomerge export` takes `c{number}`), chosen on {winner['chosen_on']}")
-    row = next((row for row in summary["rows"] if row["kind"] == "winner"), {})
+    row: Mapping[str, Any] = next((row for row in summary["rows"] if row["kind"] == "winner"), {})
     for split in ("search", "validation", "held_out"):
         cell = row.get(split)
         if cell:

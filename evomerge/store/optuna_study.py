@@ -183,7 +183,7 @@ class StudyProjection:
         elif owner != run_id:
             raise UserError(
                 f"{shown(self._storage_name)}: holds a study {name!r} of another run. Give this projection another "
-                "study name, or delete that study first."
+                "study name (evomerge project RUN STORAGE --name NAME), or delete that study first."
             )
         return study
 
