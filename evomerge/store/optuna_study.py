@@ -110,9 +110,10 @@ class StudyProjection:
 
     def rebuild(self, state: RunState) -> int:
         """Delete the study and its baselines and write them anew from the log; how many trials."""
-        for study in self._studies():
-            optuna.delete_study(study_name=study.study_name, storage=self._storage)
-        self._open()
+        if self._keys:
+            for study in self._studies():
+                optuna.delete_study(study_name=study.study_name, storage=self._storage)
+            self._open()
         return self.sync(state)
 
     def set_about(self, about: str) -> None:

@@ -9,7 +9,7 @@ BASELINES_SUFFIX = " baselines"
 RUN_ATTRIBUTE = "run"  # of a study: whose it is
 PROJECTED_ATTRIBUTE = "projected at"  # of a study: when its writing began
 
-_PASSWORD = re.compile(r"(://[^:/@]*):[^@/]*@")
+_PASSWORD = re.compile(r"(://[^:/@]*):[^@\s]*@")
 
 
 def shown(place: str | Path) -> str:
