@@ -13,7 +13,7 @@ from evomerge.experiment.search_loop import candidate_key
 from evomerge.experiment.summary import build_summary, write_summary
 from evomerge.recipes.recipe import Recipe
 from evomerge.runtime.executor import Executor, Job
-from evomerge.search.front import feasible_front
+from evomerge.search.front import feasible_front, largest_subset
 from evomerge.store.events import Evaluated
 from evomerge.terms import SplitName, derive_seed
 
@@ -134,11 +134,12 @@ class Finish:
         return Job(f"{split}:{candidate_key(number)}", recipe, split, seed)
 
     def _finalists(self) -> list[int]:
-        """The top k by scalar search fitness, equal recipes once; of a Pareto search only members of the front.
+        """The top k by scalar search fitness, equal recipes once; of a Pareto search the front.
 
-        Where candidates keep all constraints, only those.
+        Where candidates keep all constraints, only those. A front of more than ``finish.front_size`` members is cut to
+        the top k and those that add most hypervolume.
         """
-        outcomes = self.recorder.progress.outcomes
+        outcomes, settings = self.recorder.progress.outcomes, self.loaded.config.finish
         scored = [key for key in sorted(outcomes) if outcomes[key].evaluation.ok]
         fitness = {key: outcomes[key].evaluation.fitness for key in scored}
         missed = {key: self.recorder.violation(fitness[key]) for key in scored}
@@ -151,7 +152,12 @@ class Finish:
         distinct: dict[str, int] = {}
         for key in scored:
             distinct.setdefault(self.recorder.progress.candidates[key].recipe_id, key)
-        return list(distinct.values())[: self.loaded.config.finish.top_k]
+        finalists = list(distinct.values())
+        if not self._many_objectives:
+            return finalists[: settings.top_k]
+        rows = [fitness[key] for key in finalists]
+        chosen = largest_subset(rows, settings.front_size, range(min(settings.top_k, len(rows)))) if rows else []
+        return [finalists[row] for row in chosen]
 
     def _winner(self, finalists: list[int]) -> int | None:
         """The finalist with the best validation score; without validation documents the best of the search."""

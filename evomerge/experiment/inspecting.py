@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from evomerge.engine.merge_to_disk import Progress, Told, merge_to_disk
 from evomerge.errors import UserError
 from evomerge.experiment.load import Experiment, load_experiment
@@ -103,7 +101,8 @@ def knee_record(
     events = [state.outcomes.get(f"validation:c{record.id}") for record in records]
     split: SplitName = "search"
     fitness = [record.fitness for record in records]
-    if sum(event is not None for event in events) >= min(len(records), front_size):
+    num_scored = min(len({record.asked.recipe_id for record in records}), front_size)
+    if sum(event is not None for event in events) >= num_scored:
         on_validation = [event.fitness if isinstance(event, Evaluated) else None for event in events]
         if any(on_validation):
             fitness, split = on_validation, "validation"
@@ -260,16 +259,3 @@ def _splits(documents: Mapping[str, Any]) -> dict[str, str]:
                 counts[role] = counts.get(role, 0) + len(split["ids"])
         found[plan["name"]] = ", ".join(f"{count} {role.replace('_', '-')}" for role, count in counts.items())
     return found
-
-
-def choose(records: list[CandidateRecord], weights: list[float]) -> CandidateRecord | None:
-    """The record with the best weighted sum of fitness.
-
-    Args:
-        records: usually a front.
-        weights: ``(M,)``.
-    """
-    if not records:
-        return None
-    values = [float(np.dot(record.fitness or (), weights)) for record in records]
-    return records[int(np.argmax(values))]

@@ -10,13 +10,15 @@ import numpy as np
 from evomerge.errors import UserError
 from evomerge.evaluation.cost_fitness import UNITS
 from evomerge.evaluation.statistics import Interval, combined_interval, paired_difference, score_interval
+from evomerge.experiment.front_data import front_data
+from evomerge.experiment.front_view import view_of
 from evomerge.experiment.load import Experiment
 from evomerge.experiment.recorder import RunRecorder
 from evomerge.experiment.search_loop import candidate_key
 from evomerge.files import atomic_write_json
 from evomerge.store.events import Evaluated
 from evomerge.store.run_dir import RunDir
-from evomerge.store.run_state import read_state
+from evomerge.store.run_state import RunState, read_state
 from evomerge.terms import SPLITS, Array, DocumentScores, SplitName, derive_seed
 
 
@@ -153,11 +155,20 @@ def build_summary(
             "recipe_id": candidates[winner].recipe_id,
             "chosen_on": "validation" if validated else "search",
         },
+        "front": _front(loaded, recorder, state, winner),
         "rows": [row for row in rows if any(row[split] for split in SPLITS)],
         "comparison": _comparison(scores, winner, baselines),
         "cost": {"wall_seconds": state.elapsed_seconds, **cost},
     }
     return summary
+
+
+def _front(loaded: Experiment, recorder: RunRecorder, state: RunState, winner: int | None) -> dict[str, Any] | None:
+    """The front with intervals, None with one objective."""
+    if len(recorder.objectives) < 2:
+        return None
+    view = view_of(recorder.run_dir, loaded, state, winner)
+    return front_data(view, loaded.problem().num_objectives > 1)
 
 
 def _units(loaded: Experiment, recorder: RunRecorder) -> dict[str, str]:
