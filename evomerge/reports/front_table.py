@@ -133,7 +133,10 @@ def front_lines(front: Mapping[str, Any], split: str) -> list[str]:
 def _score(score: Mapping[str, Any], unit: str) -> str:
     decimals = 3 if score["low"] is not None else 4
     value = with_unit(score["value"], unit, decimals)
-    return value if score["low"] is None else f"{value} ({score['low']:.2f}-{score['high']:.2f})"
+    if score["low"] is None:
+        return value
+    between = " to " if score["low"] < 0 else "-"
+    return f"{value} ({score['low']:.3f}{between}{score['high']:.3f})"
 
 
 def _constraints(point: Mapping[str, Any]) -> str:
