@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -122,7 +123,7 @@ def _preferred(front: Mapping[str, Any], text: str | None) -> int | None:
 
     def value(point: Mapping[str, Any]) -> float:
         scores = point["splits"]["search"]["scores"]
-        return sum(weight * scores[name]["value"] for weight, name in signed)
+        return math.fsum(weight * scores[name]["value"] for weight, name in signed)
 
     found: int = max(members(front), key=value)["candidate"]
     return found

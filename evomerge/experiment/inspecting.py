@@ -136,7 +136,7 @@ def export(
     """
     opened = open_run(path)
     if candidate == "front":
-        chosen = [(record, Path(out) / f"candidate{record.id}") for record in front(path)]
+        chosen = [(record, Path(out) / f"candidate{record.id}") for record in front_records(opened.state)]
     else:
         chosen = [(find_candidate(opened, candidate), Path(out))]
     return [

@@ -10,7 +10,7 @@ import numpy as np
 
 from evomerge.errors import UserError
 from evomerge.evaluation.cost_fitness import UNITS
-from evomerge.evaluation.statistics import Interval, combined_interval, paired_difference, score_interval
+from evomerge.evaluation.statistics import Interval, combined_interval, forget_draws, paired_difference, score_interval
 from evomerge.experiment.front_data import front_data
 from evomerge.experiment.front_view import view_of
 from evomerge.experiment.load import Experiment
@@ -186,6 +186,7 @@ def build_summary(
         "comparison": _comparison(scores, winner, baselines),
         "cost": {"wall_seconds": state.elapsed_seconds, **cost},
     }
+    forget_draws()
     return summary
 
 

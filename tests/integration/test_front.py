@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 import evomerge
 from evomerge.cli.main import app
 from evomerge.errors import UserError
+from evomerge.experiment.front_view import FrontPoint
 from evomerge.experiment.inspecting import open_run
 from evomerge.store.events import Evaluated
 from evomerge.zoo.micro_lessons import PROMPTS, training_questions
@@ -46,6 +48,7 @@ def write_experiment(folder: Path, **changes: object) -> Path:
         "name": "two_losses",
         "fitness": [fitness(name) for name in SKILLS],
         "optimizer": {"name": "nsga2", "population_size": 8},
+        "objectives": {"normalise": "expert"},
         "budget": {"evaluations": 16},
         "import_paths": [str(Path(__file__).parent)],
         "finish": {**EXPERIMENT["finish"], "front_size": FRONT_SIZE, "bootstrap_samples": 500},
@@ -65,8 +68,8 @@ def finished(micro_zoo: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     return folder / "run"
 
 
-def summary_of(run_dir: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads((run_dir / "summary.json").read_text())
+def summary_of(run_dir: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
     return found
 
 
@@ -96,23 +99,34 @@ def test_the_front_is_scored_again_on_both_other_splits(finished: Path) -> None:
     assert view.splits == ("search", "validation", "held_out")
 
 
-def _values(point: object) -> list[float]:
-    return [score.value for score in point.splits["held_out"].scores]  # type: ignore[attr-defined]
+def _values(point: FrontPoint) -> list[float]:
+    return [score.value for score in point.splits["held_out"].scores]
+
+
+def shares(run_dir: Path, split: str) -> dict[str, float]:
+    """Mean share of the best expert's score on the same documents, by key."""
+    outcomes = {event.key: event.fitness for event in events(run_dir) if isinstance(event, Evaluated)}
+    experts = [outcomes[f"baseline:expert {name}:{split}"] for name in ("add", "let")]
+    scales = [abs(max(scores)) for scores in zip(*experts)]
+    found = {key: fitness for key, fitness in outcomes.items() if key.startswith(f"{split}:c")}
+    return {key: sum(value / scale for value, scale in zip(fitness, scales)) / 2 for key, fitness in found.items()}
 
 
 def test_summary_holds_the_front_and_the_winner_is_the_best_on_validation(finished: Path) -> None:
     summary = summary_of(finished)
     front = summary["front"]
-    assert isinstance(front, dict)
     counts = front["counts"]
     assert counts["held_out"]["scored"] == counts["validation"]["scored"] == FRONT_SIZE
     assert 1 <= counts["held_out"]["not_behind"] <= FRONT_SIZE
-    outcomes = {event.key: event for event in events(finished) if isinstance(event, Evaluated)}
-    validated = {key: sum(event.fitness) for key, event in outcomes.items() if key.startswith("validation:")}
+    validated, held_out = shares(finished, "validation"), shares(finished, "held_out")
     assert max(validated, key=lambda key: validated[key]) == f"validation:c{front['best']}"
     assert front["knee_split"] == "validation"
     assert f"validation:c{front['knee']}" in validated
     assert len([point for point in front["points"] if point["kind"] == "baseline"]) == 6
+    assert summary["normalised_on"] == {split: [split] * 2 for split in ("search", "validation", "held_out")}
+    winner = next(row for row in summary["rows"] if row["kind"] == "winner")
+    assert winner["held_out"]["value"] == pytest.approx(held_out[f"held_out:c{front['best']}"], rel=1e-9)
+    assert winner["held_out"]["low"] < winner["held_out"]["value"] < winner["held_out"]["high"]
 
 
 @pytest.mark.parametrize("last", ["validation:c", "held_out:c"])
