@@ -9,8 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from evomerge.engine.merge_to_disk import Progress, Told, merge_to_disk
-from evomerge.errors import UserError
+from evomerge.errors import InvalidInput, UserError
+from evomerge.experiment.config import ExperimentConfig
 from evomerge.experiment.load import Experiment, load_experiment
 from evomerge.recipes.recipe import Recipe
 from evomerge.search.front import feasible_front
@@ -23,6 +26,7 @@ from evomerge.store.optuna_study import StudyProjection
 from evomerge.store.run_dir import RunDir
 from evomerge.store.run_state import CandidateRecord, RunState, read_state
 from evomerge.terms import SplitName
+from evomerge.yaml_files import pydantic_problems, read_yaml_mapping
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,15 @@ class OpenRun:
 
     run_dir: RunDir
     state: RunState
+
+    @cached_property
+    def config(self) -> ExperimentConfig:
+        """The run's experiment as it is written; its models need not be on this machine."""
+        path = self.run_dir.experiment_path
+        try:
+            return ExperimentConfig.model_validate(read_yaml_mapping(path))
+        except ValidationError as error:
+            raise InvalidInput(pydantic_problems(error, str(path), ExperimentConfig)) from None
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -195,7 +208,7 @@ def find_candidate(opened: OpenRun, candidate: str | int) -> CandidateRecord:
             raise UserError(f"{where}: no candidate has a fitness yet")
         return record
     if candidate == "knee":
-        found, _ = knee_record(state, front_records(state), opened.experiment.config.finish.front_size)
+        found, _ = knee_record(state, front_records(state), opened.config.finish.front_size)
         if found is None:
             raise UserError(f"{where}: no candidate has a fitness yet")
         return found

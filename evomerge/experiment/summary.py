@@ -194,7 +194,7 @@ def _front(loaded: Experiment, recorder: RunRecorder, state: RunState, winner: i
     """The front with intervals, None with one objective."""
     if len(recorder.objectives) < 2:
         return None
-    view = view_of(recorder.run_dir, loaded, state, winner)
+    view = view_of(recorder.run_dir, loaded.config, state, winner)
     return front_data(view, loaded.problem().num_objectives > 1)
 
 

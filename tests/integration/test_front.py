@@ -103,6 +103,23 @@ def _values(point: FrontPoint) -> list[float]:
     return [score.value for score in point.splits["held_out"].scores]
 
 
+def test_while_the_search_goes_on_there_is_a_front_of_what_was_scored(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    (copy / "summary.json").unlink()
+    lines = (copy / "events.jsonl").read_bytes().splitlines(keepends=True)
+    for count in (1, 3, len(lines) // 2):
+        (copy / "events.jsonl").write_bytes(b"".join(lines[:count]))
+        view = evomerge.front_view(copy)
+        assert [point.name for point in view.members] == [f"c{record.id}" for record in evomerge.front(copy)]
+        assert view.splits == (("search",) if view.members else ())
+        assert CliRunner().invoke(app, ["front", str(copy)]).exit_code == 0
+    assert view.members
+    assert view.knee in {point.candidate for point in view.members}
+    assert all(not point.splits["search"].is_behind for point in view.members)
+    assert all(0.0 <= (point.splits["search"].probability or -1.0) <= 1.0 for point in view.members)
+
+
 def shares(run_dir: Path, split: str) -> dict[str, float]:
     """Mean share of the best expert's score on the same documents, by key."""
     outcomes = {event.key: event.fitness for event in events(run_dir) if isinstance(event, Evaluated)}
@@ -163,6 +180,14 @@ def test_the_experiment_is_read_once_for_many_recipes(finished: Path, monkeypatc
         assert next(opened.recipe(record) for record in opened.state.candidates) == first
     finally:
         (finished / "away.yaml").rename(finished / "experiment.yaml")
+
+
+def test_the_front_can_be_seen_where_the_models_are_gone(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    text = (copy / "experiment.yaml").read_text()
+    (copy / "experiment.yaml").write_text(text.replace("zoo:micro-add", "./not/there"))
+    assert evomerge.front_view(copy) == evomerge.front_view(finished)
 
 
 def test_the_command_line_shows_the_front(finished: Path) -> None:
