@@ -14,7 +14,7 @@ import yaml
 
 import evomerge
 from evomerge.store.dashboard import serve_dashboard
-from evomerge.store.front_file import load_front
+from evomerge.store.front_file import read_front
 from evomerge.store.run_dir import RunDir
 from tests.integration.conftest import EXPERIMENT
 from tests.integration.headless_browser import Browser, find_chromium
@@ -50,7 +50,9 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def front_ids(run_path: Path) -> set[int]:
-    return {entry.candidate for entry in load_front(RunDir.open(run_path)).entries}
+    front = read_front(RunDir.open(run_path))
+    assert front is not None
+    return {entry.candidate for entry in front.entries}
 
 
 def test_the_report_shows_every_candidate_of_the_front(run_path: Path, browser: Browser, pictures: Path) -> None:
@@ -83,7 +85,9 @@ def test_the_dashboard_draws_the_trials_and_the_front(run_path: Path, browser: B
     points = "document.querySelector('.js-plotly-plot')?.querySelectorAll('.scatterlayer .point').length"
     num_shown = browser.wait_for(points, "the plot of the front")
     assert num_shown == 6
-    best = "document.querySelector('.js-plotly-plot').data.map(trace => [trace.marker?.colorbar?.title, trace.x.length])"
+    best = (
+        "document.querySelector('.js-plotly-plot').data.map(trace => [trace.marker?.colorbar?.title, trace.x.length])"
+    )
     assert browser.value(best)
     assert browser.screenshot(pictures / "dashboard.png").stat().st_size > 20_000
     browser.open(addresses[0] + "/note")

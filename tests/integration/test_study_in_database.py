@@ -72,7 +72,10 @@ def test_postgresql(run_path: Path) -> None:
 
 
 def test_a_missing_driver_and_a_missing_server_say_so_without_the_password(run_path: Path) -> None:
-    for scheme, hint in (("mysql", "pip install 'mysqlclient'"), ("postgresql", "evomerge.postgresql|OperationalError")):
+    for scheme, hint in (
+        ("mysql", "pip install 'mysqlclient'"),
+        ("postgresql", "evomerge.postgresql|OperationalError"),
+    ):
         with pytest.raises(UserError, match=hint) as caught:
             evomerge.project(run_path, f"{scheme}://me:secret@127.0.0.1:9/none")
         assert "secret" not in str(caught.value)
