@@ -82,7 +82,7 @@ def start(run_dir: RunDir, storage: str | None) -> tuple[http.client.HTTPConnect
         listening.set()
 
     threading.Thread(target=serve_dashboard, args=(run_dir, 0, storage, ready), daemon=True).start()
-    if not listening.wait(120):
+    if not listening.wait(600):
         raise SystemExit("the dashboard does not start")
     _, _, host, *_, study = urls[0].split("/")
     return http.client.HTTPConnection(host, timeout=120), f"/api/studies/{study}"

@@ -48,11 +48,7 @@ class Browser:
 
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
         # A page in the background runs at low priority and starves beside other tests.
-        flags += [
-            "--disable-renderer-backgrounding",
-            "--disable-backgrounding-occluded-windows",
-            "--disable-extensions",
-        ]
+        flags += ["--disable-renderer-backgrounding", "--disable-backgrounding-occluded-windows"]
         flags += ["--remote-debugging-pipe", "--window-size=1500,1600", "--no-first-run", f"--user-data-dir={profile}"]
         self._process = subprocess.Popen(
             [executable, *flags, "about:blank"],

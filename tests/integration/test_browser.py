@@ -85,11 +85,13 @@ def test_the_dashboard_draws_the_trials_and_the_front(run_path: Path, browser: B
     points = "document.querySelector('.js-plotly-plot')?.querySelectorAll('.scatterlayer .point').length"
     num_shown = browser.wait_for(points, "the plot of the front")
     assert num_shown == 6
-    best = (
-        "document.querySelector('.js-plotly-plot').data.map(trace => [trace.marker?.colorbar?.title, trace.x.length])"
-    )
-    assert browser.value(best)
     assert browser.screenshot(pictures / "dashboard.png").stat().st_size > 20_000
+    browser.open(addresses[0] + "/trials")
+    browser.wait_for("document.body.innerText.includes('Best Trial')", "a badge of the front")
+    text = browser.value("document.body.innerText")
+    assert text.count("Best Trial") == len(front_ids(run_path))
+    assert text.count("Complete") > text.count("Best Trial")
+    browser.screenshot(pictures / "dashboard_trials.png")
     browser.open(addresses[0] + "/note")
     browser.wait_for("document.body.innerText.includes('Baselines on the search documents')", "the note")
     text = browser.value("document.body.innerText")

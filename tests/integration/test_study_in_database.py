@@ -23,19 +23,22 @@ def run_path(tmp_path: Path) -> Path:
         log.append(*planned(1))
         read_state(log.read())
     run_dir.experiment_path.write_text(
-        "name: contract\nmodels: {base: {model: b}, experts: {one: {model: e}}}\nsearch_space: {kind: parameter_space}\n"
-        "optimizer: {name: random_search}\nbudget: {evaluations: 4}\n"
+        "name: contract\nmodels: {base: {model: b}, experts: {one: {model: e}}}\n"
+        "search_space: {kind: parameter_space}\noptimizer: {name: random_search}\nbudget: {evaluations: 4}\n"
     )
     run_dir.close()
     return run_dir.path
+
+
+def times(trial: dict[str, object]) -> list[object]:
+    return [trial["datetime_start"], trial["datetime_complete"]]
 
 
 def essence(study: dict[str, object]) -> list[object]:
     trials = study["trials"]
     assert isinstance(trials, list)
     return [
-        [trial["state"], trial.get("values"), trial["params"], sorted(map(str, trial["user_attrs"]))]
-        + [trial["datetime_start"], trial["datetime_complete"]]
+        (trial["state"], trial.get("values"), trial["params"], sorted(map(str, trial["user_attrs"])), times(trial))
         for trial in trials
     ]
 
