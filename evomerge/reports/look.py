@@ -89,6 +89,7 @@ summary {{ cursor: pointer; margin: .6rem 0; }}
   .wide {{ overflow: visible; }}
   pre {{ white-space: pre-wrap; overflow-wrap: anywhere; }}
   nav {{ display: none; }}
-  .lead, .warning, .status, .bar, .bar > span, tr.strong {{ -webkit-print-color-adjust: exact; print-color-adjust: exact; }}
+  .lead, .warning, .status, .bar, .bar > span, tr.strong {{
+    -webkit-print-color-adjust: exact; print-color-adjust: exact; }}
 }}
 """.strip()

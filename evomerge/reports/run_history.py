@@ -1,4 +1,4 @@
-"""How a search went: its scores and the best of them, by evaluations and by seconds. From the event log's state only."""
+"""How a search went: its scores and the best of them, by evaluations and by seconds. From the state of a log only."""
 
 from __future__ import annotations
 
@@ -137,9 +137,7 @@ def thinned(steps: Sequence[Step], most: int) -> list[Step]:
     ]  # fmt: skip
 
 
-def _generations(
-    state: RunState, values: dict[int, float], clock: Callable[[float], float]
-) -> list[GenerationStep]:
+def _generations(state: RunState, values: dict[int, float], clock: Callable[[float], float]) -> list[GenerationStep]:
     members: dict[int, list[float]] = {}
     for record in state.candidates:
         if record.id in values:
@@ -147,11 +145,9 @@ def _generations(
     found = []
     for closed in state.generations:
         inside = members.get(closed.generation, [])
-        low, median, high = (float(value) for value in np.quantile(inside, [0.25, 0.5, 0.75])) if inside else (None,) * 3
+        middle = [float(value) for value in np.quantile(inside, [0.25, 0.5, 0.75])] if inside else [None] * 3
         found.append(
-            GenerationStep(
-                closed.generation, closed.evaluations, clock(closed.time), low, median, high, closed.hypervolume
-            )
+            GenerationStep(closed.generation, closed.evaluations, clock(closed.time), *middle, closed.hypervolume)
         )
     return found
 
