@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from evomerge.errors import InvalidInput, UserError
 from evomerge.errors import Problem as InputProblem
-from evomerge.experiment.finish import baseline_job, baseline_key, score_jobs
+from evomerge.experiment.baselines import baseline_key
+from evomerge.experiment.finish import baseline_job, score_jobs
 from evomerge.experiment.load import Experiment
 from evomerge.experiment.recorder import RunRecorder
 from evomerge.runtime.executor import Executor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from evomerge.experiment.baselines import baseline_recipes
+from evomerge.experiment.baselines import baseline_key, experiment_baselines
 from evomerge.experiment.load import Experiment
 from evomerge.experiment.recorder import RunRecorder
 from evomerge.experiment.reporting import report_at_end
@@ -22,11 +22,6 @@ class Interrupted(Exception):
     """A person asked to stop."""
 
 
-def baseline_key(name: str, split: SplitName) -> str:
-    """Job key of a baseline's evaluation."""
-    return f"baseline:{name}:{split}"
-
-
 def baseline_jobs(loaded: Experiment, done: Mapping[str, object]) -> Iterator[Job]:
     """Baselines on the search documents that have no outcome yet."""
     for name in _baselines(loaded):
@@ -37,7 +32,7 @@ def baseline_jobs(loaded: Experiment, done: Mapping[str, object]) -> Iterator[Jo
 def baseline_job(loaded: Experiment, name: str) -> Job:
     """A baseline on the search documents."""
     seed = derive_seed(loaded.config.seed, "baseline", name)
-    return Job(baseline_key(name, "search"), _recipes(loaded)[name], "search", seed)
+    return Job(baseline_key(name, "search"), experiment_baselines(loaded)[name], "search", seed)
 
 
 def score_jobs(
@@ -67,12 +62,7 @@ def score_jobs(
 
 
 def _baselines(loaded: Experiment) -> dict[str, Recipe]:
-    return _recipes(loaded) if loaded.config.finish.baselines else {}
-
-
-def _recipes(loaded: Experiment) -> dict[str, Recipe]:
-    config = loaded.config
-    return baseline_recipes(loaded.base, loaded.experts, config.finish, config.dtype, loaded.depths, loaded.stages)
+    return experiment_baselines(loaded) if loaded.config.finish.baselines else {}
 
 
 class Finish:
