@@ -81,5 +81,5 @@ def _draw_spread(axes: Axes, values: Sequence[float], label: str) -> None:
     axes.hist(list(values), bins=count, color=BLUE, alpha=0.85, edgecolor="white", linewidth=0.4)
     axes.set_xlabel(label)
     axes.set_ylabel("candidates")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="y", integer=True)
     quiet(axes)

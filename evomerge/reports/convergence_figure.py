@@ -80,7 +80,7 @@ def _draw_values(axes: Axes, history: History, place: _Place) -> None:
             at, [step.low or 0.0 for step in generations], [step.high or 0.0 for step in generations],
             color=ORANGE, alpha=0.22, linewidth=0, zorder=2,
         )  # fmt: skip
-        medians = [step.median for step in generations]
+        medians = [step.median or 0.0 for step in generations]
         mark = "o" if len(generations) < 40 else ""
         axes.plot(at, medians, "-", marker=mark, markersize=2.5, color=ORANGE, label="median of a generation", zorder=3)
     corners = [step for step in steps if step.candidate == step.best_candidate] + [steps[-1]]

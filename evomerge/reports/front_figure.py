@@ -90,15 +90,15 @@ def draw_pair(
         )  # fmt: skip
     if error_bars and sum(mark.is_member for mark in split.marks) <= MAX_ERROR_BARS:
         _draw_bars(axes, split.marks, pair)
-    groups: dict[tuple[object, ...], list[FrontMark]] = {}
+    groups: dict[tuple[str, int, str, str, bool], list[FrontMark]] = {}
     for mark in split.marks:
         own = mark.name if gids and mark.is_member else ""
         groups.setdefault((own, _rank(mark), marker_of(mark), colour_of(mark), is_hollow(mark)), []).append(mark)
     for (own, rank, shape, colour, hollow), marks in groups.items():
         (drawn,) = axes.plot(
-            [mark.values[x] for mark in marks], [mark.values[y] for mark in marks], str(shape), color=str(colour),
+            [mark.values[x] for mark in marks], [mark.values[y] for mark in marks], shape, color=colour,
             linestyle="", markersize=marker * (1.6 if shape == "*" else 1.0), markeredgewidth=1.1,
-            markerfacecolor="white" if hollow else str(colour), zorder=3 + int(str(rank)),
+            markerfacecolor="white" if hollow else colour, zorder=3 + rank,
         )  # fmt: skip
         if own:
             drawn.set_gid(f"front-{own}")
@@ -194,7 +194,7 @@ def _name_marks(axes: Axes, marks: Sequence[FrontMark], font: float) -> None:
         taken.append((start, y + shift - height / 2, start + width, y + shift + height / 2))
         leader = {"arrowstyle": "-", "color": GREY, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 2}
         axes.annotate(
-            mark.name, mark.values[:2], xytext=(-7 if left else 7, shift), textcoords="offset points",
+            mark.name, (mark.values[0], mark.values[1]), xytext=(-7 if left else 7, shift), textcoords="offset points",
             ha="right" if left else "left", va="center", fontsize=font, zorder=6, annotation_clip=False,
             color=INK if mark.candidate is None else colour_of(mark),
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.65, "pad": 0.6},

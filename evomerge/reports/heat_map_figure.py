@@ -10,10 +10,11 @@ import numpy as np
 from evomerge.reports.coefficients import HeatMap
 from evomerge.reports.look import DIVERGING, INK, NARROW_INCHES, PAGE, SEQUENTIAL, FigureSize
 from evomerge.reports.plain_figure import Drawing, draw
+from evomerge.terms import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
+    from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure, SubFigure
 
 ROW_INCHES = 0.2
@@ -76,15 +77,15 @@ def _draw_map(part: SubFigure, entry: HeatMap, *, narrow: bool, font: float, shr
         if numbered and len(panel.rows) <= MAX_NUMBERED_ROWS:
             _write_numbers(axes, panel.values, norm, font)
     bar = part.colorbar(mesh, ax=list(panels), pad=0.015, aspect=14, fraction=0.05)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.tick_params(length=2)
     bar.set_label(entry.parameter + (f" of {entry.merge}" if entry.merge else ""))
 
 
-def _write_numbers(axes: Axes, values: np.ndarray, norm: object, font: float) -> None:  # type: ignore[type-arg]
+def _write_numbers(axes: Axes, values: Array, norm: Normalize, font: float) -> None:
     for row, line in enumerate(values):
         for column, value in enumerate(line):
-            share = float(norm(value))  # type: ignore[operator]
+            share = float(norm(value))
             dark = share > 0.62 or (values.min() < 0 and share < 0.2)
             axes.text(
                 column + 0.5, row + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=font * 0.85,

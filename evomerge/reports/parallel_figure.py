@@ -42,7 +42,7 @@ def parallel_figure(name: str, front: FrontData, split: FrontSplit, size: Figure
     def draw_on(figure: Figure) -> None:
         from evomerge.reports.front_figure import draw_pair, legend_handles
 
-        top, below = figure.subfigures(2, 1, height_ratios=[top_inches, rows * pair_inches])
+        top, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[top_inches, rows * pair_inches]).ravel()
         _draw_lines(top.subplots(), front, split, gids=gids, font=size.font)
         below_split = replace(split, cloud=thinned_cloud(split.cloud, MAX_CLOUD // len(pairs)))
         panels = below.subplots(rows, columns, squeeze=False).ravel()

@@ -132,8 +132,9 @@ def _with_titles(svg: str, titles: Mapping[str, str]) -> str:
     return svg
 
 
-def _style(size: FigureSize) -> dict[str, Any]:
+def _style(size: FigureSize) -> Any:
     return {
+        "text.parse_math": False,  # names of users may hold dollar signs
         "font.family": "sans-serif",
         "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "Helvetica"],
         "font.size": size.font,

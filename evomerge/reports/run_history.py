@@ -145,10 +145,13 @@ def _generations(state: RunState, values: dict[int, float], clock: Callable[[flo
     found = []
     for closed in state.generations:
         inside = members.get(closed.generation, [])
-        middle = [float(value) for value in np.quantile(inside, [0.25, 0.5, 0.75])] if inside else [None] * 3
-        found.append(
-            GenerationStep(closed.generation, closed.evaluations, clock(closed.time), *middle, closed.hypervolume)
-        )
+        low: float | None = None
+        median: float | None = None
+        high: float | None = None
+        if inside:
+            low, median, high = (float(value) for value in np.quantile(inside, [0.25, 0.5, 0.75]))
+        place = closed.evaluations, clock(closed.time)
+        found.append(GenerationStep(closed.generation, *place, low, median, high, closed.hypervolume))
     return found
 
 

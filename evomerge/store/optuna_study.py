@@ -289,6 +289,7 @@ def _rounded(value: float) -> float:
 
 
 def distribution_of(column: Column) -> BaseDistribution:
+    """The distribution of a study's parameter."""
     if column.kind is GeneKind.CATEGORY:
         return CategoricalDistribution(column.choices)
     if column.kind is GeneKind.INTEGER:

@@ -7,16 +7,27 @@ import warnings
 
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.trial import create_trial
+from optuna.trial import FrozenTrial, create_trial
 
 from evomerge.store.optuna_study import distribution_of
 from evomerge.store.run_state import RunState
 from evomerge.store.study_columns import plan_columns
+from evomerge.terms import Array
 
 MIN_TRIALS = 20
 MAX_PARAMETERS = 64
 # PED-ANOVA compares the best tenth with all; with few trials the best five, as its documentation advises.
 BEST_SHARE, BEST_TRIALS = 0.1, 5
+
+
+class _Target:
+    """What PED-ANOVA lowers: one number for each trial, by its number."""
+
+    def __init__(self, losses: Array) -> None:
+        self._losses = losses
+
+    def __call__(self, trial: FrozenTrial) -> float:
+        return float(self._losses[trial.number])
 
 
 def parameter_importance(state: RunState) -> tuple[tuple[str, tuple[tuple[str, float], ...]], ...]:
@@ -45,19 +56,15 @@ def parameter_importance(state: RunState) -> tuple[tuple[str, tuple[tuple[str, f
         params = {column.name: column.value(genotype) for column in columns}
         trials.append(create_trial(value=float(number), params=params, distributions=distributions))
     study.add_trials(trials)
-    evaluator = PedAnovaImportanceEvaluator(
-        target_quantile=min(0.5, max(BEST_SHARE, math.ceil(BEST_TRIALS) / len(records)))
-    )
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=min(0.5, max(BEST_SHARE, BEST_TRIALS / len(records))))
     found = []
     for index, objective in enumerate(state.started.objectives):
-        losses = -fitness[:, index]
+        losses: Array = -fitness[:, index]
         if losses.min() == losses.max():
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that lower values are better, which is so here
-            shares = get_param_importances(
-                study, evaluator=evaluator, target=lambda trial: float(losses[trial.number]), normalize=False
-            )
+            shares = get_param_importances(study, evaluator=evaluator, target=_Target(losses), normalize=False)
         total = math.fsum(shares.values())
         if total > 0:
             ordered = sorted(shares.items(), key=lambda entry: (-entry[1], entry[0]))
