@@ -24,6 +24,7 @@ from evomerge.store.events import RunStarted
 from evomerge.store.manifest import Manifest, load_manifest
 from evomerge.store.run_dir import RunDir
 from evomerge.store.run_state import CandidateRecord, RunState
+from evomerge.store.study_columns import MIN_TRIALS
 from evomerge.terms import SplitName
 
 # Draws of documents while a run goes on; a finished one takes as many as its summary.
@@ -147,6 +148,8 @@ class ReportData:
     @cached_property
     def importance(self) -> Importance:
         """Which parameters mattered; empty with few candidates."""
+        if len(self.history.steps) < MIN_TRIALS:
+            return ()
         from evomerge.store.parameter_importance import parameter_importance  # imports Optuna, which takes a second
 
         return parameter_importance(self.state)

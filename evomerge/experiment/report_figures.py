@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from evomerge.experiment.report_data import ReportData
@@ -11,7 +11,7 @@ from evomerge.reports.candidates_figure import ScoredModel, candidates_figure
 from evomerge.reports.convergence_figure import convergence_figure
 from evomerge.reports.cost_figure import cost_figure
 from evomerge.reports.front_figure import front_figures
-from evomerge.reports.front_points import FrontSplit
+from evomerge.reports.front_points import FrontData, FrontSplit
 from evomerge.reports.heat_map_figure import heat_map_figure
 from evomerge.reports.importance_figure import MAX_BARS, importance_figure
 from evomerge.reports.look import PAGE, FigureSize
@@ -47,7 +47,7 @@ def front(data: ReportData, size: FigureSize = PAGE) -> Iterator[Shown]:
         yield from _candidates(data, size)
         return
     interval = f"{data.view.confidence:.0%} intervals over documents"
-    for drawing in front_figures(data.front, size):
+    for drawing in front_figures(_searched_and_held_out(data.front), size):
         if len(data.started.objectives) == 2:
             text = f"Each point with its {interval}. A hollow member is dominated there by another member."
         else:
@@ -85,8 +85,8 @@ def importance(data: ReportData, size: FigureSize = PAGE) -> Iterator[Shown]:
         )
 
 
-def routes(data: ReportData) -> Iterator[Shown]:
-    """The path of the best candidate, and those of the front."""
+def routes(data: ReportData, size: FigureSize = PAGE) -> Iterator[Shown]:
+    """The path of the best candidate, and those of the front; as wide as they are long."""
     if data.recipe is None or not isinstance(data.recipe.model, Route):
         return
     for record, name, about in data.routed(MAX_ROUTES):
@@ -103,18 +103,39 @@ def cost(data: ReportData, size: FigureSize = PAGE) -> Iterator[Shown]:
         yield Shown(drawing, "Seconds of each candidate, in the order in which they finished.")
 
 
-def all_figures(data: ReportData, size: FigureSize = PAGE) -> Iterator[Shown]:
-    """Every figure of a run.
+class Figures:
+    """The figures of a run by section, each drawn once.
 
-    Raises:
-        UserError: the models of a run with candidates are not on this machine.
+    Args:
+        data: the run.
+        size: of all figures but those of paths.
     """
-    yield from convergence(data, size)
-    yield from front(data, size)
-    yield from coefficients(data, size)
-    yield from routes(data)
-    yield from importance(data, size)
-    yield from cost(data, size)
+
+    SECTIONS = ("convergence", "front", "coefficients", "routes", "importance", "cost")
+
+    def __init__(self, data: ReportData, size: FigureSize = PAGE) -> None:
+        self._data = data
+        self._size = size
+        self._drawn: dict[str, tuple[Shown, ...]] = {}
+
+    def of(self, section: str) -> tuple[Shown, ...]:
+        """The figures of a section.
+
+        Raises:
+            UserError: what it shows cannot be read, or the models are not on this machine.
+        """
+        if section not in self._drawn:
+            draw: dict[str, Callable[[ReportData, FigureSize], Iterator[Shown]]] = {
+                "convergence": convergence, "front": front, "coefficients": coefficients, "routes": routes,
+                "importance": importance, "cost": cost,
+            }  # fmt: skip
+            self._drawn[section] = tuple(draw[section](self._data, self._size))
+        return self._drawn[section]
+
+
+def _searched_and_held_out(front: FrontData) -> FrontData:
+    """What figures show: where members were found, and what is true of them; the tables have all splits."""
+    return FrontData(front.objectives, tuple(split for split in front.splits if split.label != "validation"))
 
 
 def _candidates(data: ReportData, size: FigureSize) -> Iterator[Shown]:

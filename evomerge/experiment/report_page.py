@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from evomerge.errors import UserError
-from evomerge.experiment import report_figures as figures
 from evomerge.experiment.report_data import ReportData
-from evomerge.experiment.report_figures import Shown
+from evomerge.experiment.report_figures import Figures
 from evomerge.reports import html_parts as html
 from evomerge.reports import html_sections as sections
 from evomerge.reports.html_sections import Heading, StageLink, Standing
@@ -23,16 +22,25 @@ from evomerge.store.stage_list import is_staged, read_stages
 _logger = logging.getLogger(__name__)
 
 
-def build_page(data: ReportData) -> str:
-    """The text of ``report.html``; the same run directory gives the same text."""
+def build_page(data: ReportData, figures: Figures) -> str:
+    """The text of ``report.html``; the same run directory gives the same text.
+
+    Args:
+        data: the run.
+        figures: of it, in the page's size.
+    """
+
+    def drawn(section: str) -> str:
+        return "\n".join(html.figure(shown.drawing.element(), shown.caption) for shown in figures.of(section))
+
     parts: list[tuple[str, str, Callable[[], str]]] = [
         ("results", "Results", lambda: _results(data)),
-        ("convergence", "Convergence", lambda: _drawn(figures.convergence(data)) or _nothing()),
-        ("front", "Front" if data.has_many_objectives else "Candidates", lambda: _front(data)),
-        ("coefficients", "Numbers of the merge", lambda: _drawn(figures.coefficients(data))),
-        ("routes", "Paths through the blocks", lambda: _drawn(figures.routes(data))),
-        ("importance", "Importance of parameters", lambda: _drawn(figures.importance(data))),
-        ("cost", "Cost", lambda: _drawn(figures.cost(data)) + sections.costs(data.cost)),
+        ("convergence", "Convergence", lambda: drawn("convergence") or _nothing()),
+        ("front", "Front" if data.has_many_objectives else "Candidates", lambda: _front(data, drawn)),
+        ("coefficients", "Numbers of the merge", lambda: drawn("coefficients")),
+        ("routes", "Paths through the blocks", lambda: drawn("routes")),
+        ("importance", "Importance of parameters", lambda: drawn("importance")),
+        ("cost", "Cost", lambda: drawn("cost") + sections.costs(data.cost)),
         ("failures", "Failures", lambda: sections.failures(read_failures(data.state))),
         ("provenance", "Provenance", lambda: sections.provenance(data.manifest, data.started.seeds)),
         ("repeat", "How to repeat and use it", lambda: _repeat(data)),
@@ -51,10 +59,6 @@ def _made(name: str, build: Callable[[], str]) -> str:
         return html.paragraph(f"This part could not be made ({type(error).__name__}: {error}); see log.txt.", "warning")
 
 
-def _drawn(shown: Iterator[Shown]) -> str:
-    return "\n".join(html.figure(entry.drawing.element(), entry.caption) for entry in shown)
-
-
 def _nothing() -> str:
     return html.paragraph("No candidate has a fitness yet.")
 
@@ -66,11 +70,10 @@ def _results(data: ReportData) -> str:
     return "\n".join([*parts, sections.documents(data.manifest)])
 
 
-def _front(data: ReportData) -> str:
-    drawn = _drawn(figures.front(data))
+def _front(data: ReportData, drawn: Callable[[str], str]) -> str:
     if not data.front.splits:
         return _nothing()
-    return drawn + sections.front_tables(data.front, data.view.confidence)
+    return drawn("front") + sections.front_tables(data.front, data.view.confidence)
 
 
 def _repeat(data: ReportData) -> str:

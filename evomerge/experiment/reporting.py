@@ -11,10 +11,10 @@ from evomerge.errors import InvalidInput, Problem, UserError
 from evomerge.experiment.inspecting import OpenRun, open_run, read_summary
 from evomerge.experiment.load import Experiment
 from evomerge.experiment.report_data import ReportData
-from evomerge.experiment.report_figures import all_figures
+from evomerge.experiment.report_figures import Figures, Shown
 from evomerge.experiment.report_page import build_page
 from evomerge.files import atomic_write_bytes, atomic_write_text
-from evomerge.reports.look import PAGE, SIZES, FigureFormat, FigureSize
+from evomerge.reports.look import PAGE, SIZES, FigureFormat
 from evomerge.reports.progress import ProgressView
 from evomerge.store.event_log import EventLog
 from evomerge.store.run_dir import RunDir
@@ -53,7 +53,9 @@ def report(path: str | Path, figures: Sequence[str] = ("svg", "png"), size: str 
         raise InvalidInput(problems)
     data = read_data(path)
     forms = tuple(form for form in FORMS if form in figures)
-    return [write_page(data), *_write_figures(data, forms, SIZES[size])]
+    on_page = Figures(data)
+    in_files = on_page if SIZES[size] == PAGE else Figures(data, SIZES[size])
+    return [write_page(data, on_page), *_write_figures(data.run_dir, in_files, forms)]
 
 
 def read_data(path: str | Path) -> ReportData:
@@ -78,21 +80,26 @@ def report_at_end(run_dir: RunDir, loaded: Experiment, summary: dict[str, Any] |
     try:
         state = read_state(EventLog(run_dir.events_path, writable=False).read())
         data = ReportData(run_dir, loaded, state, summary or {})
-        write_page(data)
+        figures = Figures(data)
+        write_page(data, figures)
         if summary is not None:
-            _write_figures(data, FORMS_AT_END, PAGE)
+            _write_figures(run_dir, figures, FORMS_AT_END)
     except Exception as error:
         _logger.exception("the report could not be written")
         view.note(f"the report could not be written ({error}); evomerge report {run_dir.path} tries again")
 
 
-def write_page(data: ReportData) -> Path:
+def write_page(data: ReportData, figures: Figures | None = None) -> Path:
     """Replace ``report.html``.
+
+    Args:
+        data: the run.
+        figures: of it, in the page's size, where they are needed elsewhere too.
 
     Raises:
         UserError: it cannot be written.
     """
-    text = build_page(data)
+    text = build_page(data, figures or Figures(data))
     try:
         atomic_write_text(data.run_dir.report_path, text)
     except OSError as error:
@@ -100,22 +107,31 @@ def write_page(data: ReportData) -> Path:
     return data.run_dir.report_path
 
 
-def _write_figures(data: ReportData, forms: Sequence[FigureFormat], size: FigureSize) -> list[Path]:
+def _write_figures(run_dir: RunDir, figures: Figures, forms: Sequence[FigureFormat]) -> list[Path]:
     """Write the figures, and remove those of candidates that are no longer drawn."""
-    folder = data.run_dir.figures_dir
+    folder = run_dir.figures_dir
     written: list[Path] = []
-    drawn: set[str] = set()
+    drawn = [shown.drawing for section in Figures.SECTIONS for shown in _section(figures, section)] if forms else []
     try:
-        for shown in all_figures(data, size) if forms else ():
+        for drawing in drawn:
             folder.mkdir(exist_ok=True)
-            drawn.add(shown.drawing.name)
             for form in forms:
-                path = folder / f"{shown.drawing.name}.{form}"
-                atomic_write_bytes(path, shown.drawing.file(form))
+                path = folder / f"{drawing.name}.{form}"
+                atomic_write_bytes(path, drawing.file(form))
                 written.append(path)
+        names = {drawing.name for drawing in drawn}
         for old in sorted(folder.glob("route_*")) if forms else ():
-            if old.stem not in drawn:
+            if old.stem not in names:
                 old.unlink()
     except OSError as error:
         raise UserError(f"{folder}: cannot write the figures: {error.strerror or error}.") from error
     return written
+
+
+def _section(figures: Figures, section: str) -> Sequence[Shown]:
+    """The figures of a section; none where the page says what it lacks."""
+    try:
+        return figures.of(section)
+    except Exception:
+        _logger.exception("the figures of %s could not be drawn", section)
+        return ()

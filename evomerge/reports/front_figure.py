@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from evomerge.reports.front_points import FrontData, FrontMark, FrontSplit, tooltip
 from evomerge.reports.look import BLUE, CLOUD, GREY, INK, NARROW_INCHES, PAGE, VERMILLION, FigureSize
 from evomerge.reports.parallel_figure import parallel_figure
-from evomerge.reports.plain_figure import Drawing, draw, quiet
+from evomerge.reports.plain_figure import Drawing, draw, quiet, settle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,11 +56,11 @@ def _scatter(front: FrontData, splits: Sequence[FrontSplit], size: FigureSize) -
             axes.set_xlabel(labels[0])
             axes.set_ylabel(labels[1])
             axes.set_title(f"{split.label} documents")
+        figure.legend(handles=legend_handles(splits), loc="outside lower center", ncols=2 if narrow else 5)
         named = [(axes, named_marks(split.marks)) for axes, split in zip(panels, splits)]
-        figure.draw_without_rendering()  # labels are placed where points are
+        settle(figure)  # names are placed where points are
         for axes, marks in named:
             _name_marks(axes, marks, size.font * 0.88)
-        figure.legend(handles=legend_handles(splits), loc="outside lower center", ncols=2 if narrow else 5)
 
     members = [mark for mark in splits[0].marks if mark.is_member]
     alt = f"Front of {labels[0]} and {labels[1]}: {len(members)} candidates that no other one dominates, and baselines."

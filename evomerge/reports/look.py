@@ -65,11 +65,11 @@ a {{ color: {BLUE}; }}
 nav ol {{ display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; list-style: none; margin: 1rem 0 0; padding: 0; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; margin: .5rem 0 1rem; font-variant-numeric: tabular-nums; font-size: .92rem; }}
-caption {{ text-align: left; color: {QUIET}; padding-bottom: .3rem; }}
+caption {{ text-align: left; white-space: nowrap; color: {QUIET}; padding-bottom: .3rem; }}
 th, td {{ padding: .22rem .8rem .22rem 0; border-bottom: 1px solid {LINE}; text-align: left; vertical-align: top; }}
 th {{ font-weight: 600; border-bottom: 1.5px solid {QUIET}; }}
 th:first-child, td:first-child {{ padding-left: .5rem; }}
-.right {{ text-align: right; }}
+.right {{ text-align: right; white-space: nowrap; }}
 tr.strong {{ font-weight: 600; background: #eef5fa; }}
 tr.behind td {{ color: {QUIET}; }}
 figure {{ margin: 1rem 0 1.6rem; }}

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from evomerge.reports.look import INK, PAGE, PIXELS_PER_INCH, QUIET, FigureFormat, FigureSize
@@ -39,10 +40,13 @@ class Drawing:
     alt: str
     titles: Mapping[str, str] = field(default_factory=dict)
 
+    @cached_property
+    def _svg(self) -> bytes:
+        return _with_titles(figure_bytes(self.figure, "svg", self.name).decode(), self.titles).encode()
+
     def file(self, form: FigureFormat) -> bytes:
         """The figure as a file of its own; the same data gives the same bytes."""
-        data = figure_bytes(self.figure, form, self.name)
-        return _with_titles(data.decode(), self.titles).encode() if form == "svg" else data
+        return self._svg if form == "svg" else figure_bytes(self.figure, form, self.name)
 
     def element(self) -> str:
         """The figure as an ``<svg>`` element of a page."""
@@ -76,9 +80,16 @@ def draw(
         figure = Figure(figsize=(size.width, height), layout="constrained")
         FigureCanvasAgg(figure)
         draw_on(figure)
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # every drawing would move things a little
+        settle(figure)
     return Drawing(name, figure, alt, titles or {})
+
+
+def settle(figure: Figure) -> None:
+    """Lay a figure out for good: else every drawing would do it again and move things a little."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
 
 
 def figure_bytes(figure: Figure, form: FigureFormat = "svg", name: str = "") -> bytes:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from evomerge.recipes.recipe import Recipe, Route
 from evomerge.reports.look import COLOURS, NEGATIVE
+from evomerge.reports.plain_figure import settle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,8 +49,7 @@ def route_figure(recipe: Recipe, title: str = "", depths: Sequence[tuple[str, in
     _draw_path(axes, route, {name: start for name, start, _ in bands}, colours)
     _label(axes, route, bands, colours, title or f"recipe {recipe.recipe_id}")
     FigureCanvasAgg(figure)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # every drawing would move things a little
+    settle(figure)
     return figure
 
 

@@ -11,10 +11,9 @@ from optuna.trial import FrozenTrial, create_trial
 
 from evomerge.store.optuna_study import distribution_of
 from evomerge.store.run_state import RunState
-from evomerge.store.study_columns import plan_columns
+from evomerge.store.study_columns import MIN_TRIALS, plan_columns
 from evomerge.terms import Array
 
-MIN_TRIALS = 20
 MAX_PARAMETERS = 64
 # PED-ANOVA compares the best tenth with all; with few trials the best five, as its documentation advises.
 BEST_SHARE, BEST_TRIALS = 0.1, 5
