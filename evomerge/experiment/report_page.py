@@ -153,5 +153,5 @@ def _stages(data: ReportData) -> Iterator[StageLink]:
         return
     for stage in read_stages(parent):
         is_this = stage.path.name == data.run_dir.path.name
-        has_report = stage.has_run and not is_this
-        yield StageLink(stage.name, f"../{stage.path.name}/report.html" if has_report else None, is_this)
+        # Also those to come: what is written now is read when they have run.
+        yield StageLink(stage.name, None if is_this else f"../{stage.path.name}/report.html", is_this)

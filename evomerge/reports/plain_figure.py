@@ -101,12 +101,21 @@ def figure_bytes(figure: Figure, form: FigureFormat = "svg", name: str = "") -> 
         name: makes ids differ from those of other figures of one page.
     """
     from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    metadata: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     buffer = io.BytesIO()
     salt = f"{SVG_SALT}-{name}" if name else SVG_SALT
     with rc_context({"svg.hashsalt": salt, "svg.fonttype": "none", "pdf.fonttype": 42}):
-        figure.savefig(buffer, format=form, dpi=PNG_DOTS_PER_INCH, metadata=metadata.get(form))
+        if form == "svg":  # directly: ``savefig`` would draw it once more, for nothing
+            canvas, dots = figure.canvas, figure.dpi
+            try:
+                FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})  # type: ignore[no-untyped-call]
+            finally:
+                figure.dpi = dots
+                figure.set_canvas(canvas)
+        else:
+            metadata = {"CreationDate": None} if form == "pdf" else None
+            figure.savefig(buffer, format=form, dpi=PNG_DOTS_PER_INCH, metadata=metadata)
     return buffer.getvalue()
 
 
