@@ -1,7 +1,7 @@
 """The report while a run goes on, written by a process of its own.
 
 Drawing takes seconds of Python in which nothing else of a process gets on well, so the run only starts a child and ends
-it. The child is nice to everything else, rests at least thirty times as long as it worked, and ends with the run,
+it. The child is nice to everything else, rests at least thirty times its processor time, and ends with the run,
 however that ends. It reads the event log; what it gets wrong ends up in log.txt and nowhere else.
 """
 
@@ -22,7 +22,7 @@ from evomerge.store.run_dir import RunDir
 # A short run ends before its first report is worth writing.
 FIRST_SECONDS = 30.0
 REST_SECONDS = 30.0
-REST_SHARE = 30.0  # rests so many times as long as it worked: about three percent of one core
+REST_SHARE = 30.0  # rests so many times its processor time: about three percent of one core
 END_SECONDS = 10.0
 
 _logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class LiveReport:
         run_dir: the run, which is locked by this process.
         first_seconds: after how long the child is started.
         rest_seconds: least time between two reports.
-        rest_share: rest at least so many times as long as the last report took.
+        rest_share: rest at least so many times the processor time of the last report.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ def main(path: str, rest_seconds: float, rest_share: float) -> None:
     Args:
         path: run directory.
         rest_seconds: least time between two reports.
-        rest_share: rest at least so many times as long as the last report took.
+        rest_share: rest at least so many times the processor time of the last report.
     """
-    os.nice(19)
+    os.nice(10)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     events = Path(path) / "events.jsonl"
     seen = -1
@@ -103,7 +103,7 @@ def main(path: str, rest_seconds: float, rest_share: float) -> None:
         size = events.stat().st_size if events.exists() else -1
         if size == seen:
             continue
-        seen, before = size, time.monotonic()
+        seen, before = size, time.process_time()
         try:
             # Only now: these take seconds, and a run may end before.
             from evomerge.experiment.reporting import read_data, write_page
@@ -111,7 +111,7 @@ def main(path: str, rest_seconds: float, rest_share: float) -> None:
             write_page(read_data(path))
         except Exception:
             logging.exception("the report could not be written; the run goes on")
-        rest = max(rest_seconds, rest_share * (time.monotonic() - before))
+        rest = max(rest_seconds, rest_share * (time.process_time() - before))
 
 
 def _told_to_end(seconds: float) -> bool:

@@ -97,4 +97,5 @@ def _colours(low: float) -> Colormap:
     from matplotlib.colors import LinearSegmentedColormap
 
     names = DIVERGING if low < 0 else SEQUENTIAL
-    return LinearSegmentedColormap.from_list("evomerge", list(names))
+    # Colour bars of fifty and more colours would be pictures of dots.
+    return LinearSegmentedColormap.from_list("evomerge", list(names), N=49)
