@@ -128,6 +128,8 @@ def _standing(data: ReportData) -> Standing:
         reason = state.finished.reason
         status = "interrupted" if reason == "interrupted" else "finished"
         note = f"ended by {reason}" if status == "finished" else "evomerge resume goes on with it"
+    elif budget.evaluations is not None and done >= budget.evaluations and not holder_has_gone(data.run_dir.lock_path):
+        note = "the search has ended; finalists and baselines are scored"
     elif holder_has_gone(data.run_dir.lock_path):
         status, note = "interrupted", "its process ended without a word; evomerge resume goes on with it"
     evaluations = budget.evaluations if budget.evaluations is None or budget.evaluations >= done else None

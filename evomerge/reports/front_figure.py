@@ -56,7 +56,10 @@ def _scatter(front: FrontData, splits: Sequence[FrontSplit], size: FigureSize) -
             axes.set_xlabel(labels[0])
             axes.set_ylabel(labels[1])
             axes.set_title(f"{split.label} documents")
-        figure.legend(handles=legend_handles(splits), loc="outside lower center", ncols=2 if narrow else 5)
+        handles = legend_handles(splits)
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=2 if narrow else len(handles), columnspacing=1.4
+        )
         named = [(axes, named_marks(split.marks)) for axes, split in zip(panels, splits)]
         settle(figure)  # names are placed where points are
         for axes, marks in named:

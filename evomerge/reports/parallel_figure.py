@@ -52,7 +52,10 @@ def parallel_figure(name: str, front: FrontData, split: FrontSplit, size: Figure
             axes.set_ylabel(front.objectives[y].name)
         for axes in panels[len(pairs) :]:
             axes.set_visible(False)
-        figure.legend(handles=legend_handles([split]), loc="outside lower center", ncols=2 if narrow else 5)
+        handles = legend_handles([split])
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=2 if narrow else len(handles), columnspacing=1.4
+        )
 
     members = [mark for mark in split.marks if mark.is_member]
     alt = (
