@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from evomerge.evaluation.front_statistics import MeasuredPoint, Resampling, front_uncertainty
-from evomerge.experiment.baselines import baseline_key, experiment_baselines
+from evomerge.experiment.baselines import baseline_key
+from evomerge.experiment.config import ExperimentConfig
 from evomerge.experiment.inspecting import OpenRun, front_records, knee_record, open_run, read_summary
-from evomerge.experiment.load import Experiment
 from evomerge.experiment.search_loop import candidate_key
 from evomerge.store.events import Evaluated
 from evomerge.store.manifest import load_manifest
@@ -134,14 +134,12 @@ def front_view(run: str | Path | OpenRun, num_resamples: int | None = None) -> F
     """
     opened = run if isinstance(run, OpenRun) else open_run(run)
     winner = read_summary(opened.run_dir).get("winner")
-    return view_of(
-        opened.run_dir, opened.experiment, opened.state, winner["candidate"] if winner else None, num_resamples
-    )
+    return view_of(opened.run_dir, opened.config, opened.state, winner["candidate"] if winner else None, num_resamples)
 
 
 def view_of(
     run_dir: RunDir,
-    loaded: Experiment,
+    config: ExperimentConfig,
     state: RunState,
     winner: int | None = None,
     num_resamples: int | None = None,
@@ -150,20 +148,20 @@ def view_of(
 
     Args:
         run_dir: holds the per-document scores.
-        loaded: the run's experiment.
+        config: the run's experiment; its models need not be on this machine.
         state: what its log says.
         winner: of a finished run, None = the best so far.
         num_resamples: draws of documents.
     """
-    started, finish = state.started, loaded.config.finish
+    started, finish = state.started, config.finish
     assert started is not None
     records = front_records(state)
     best = state.best() if winner is None else state.candidates[winner]
     others = [best] if best is not None and best.id not in {record.id for record in records} else []
     plain = [_candidate_point(record, True) for record in records] + [_candidate_point(item, False) for item in others]
-    plain += [_baseline_point(state, name) for name in _baseline_names(loaded, state)]
+    plain += [_baseline_point(state, name) for name in _baseline_names(config, state)]
     draws = finish.bootstrap_samples if num_resamples is None else num_resamples
-    reader = _Reader(run_dir, state, Resampling(derive_seed(loaded.config.seed, "front"), draws, finish.confidence))
+    reader = _Reader(run_dir, state, Resampling(derive_seed(config.seed, "front"), draws, finish.confidence))
     for split in SPLITS:
         plain = reader.with_scores(plain, split)
     found, split = knee_record(state, records, finish.front_size)
@@ -265,8 +263,9 @@ def _baseline_point(state: RunState, name: str) -> FrontPoint:
     return FrontPoint(name, None, False, {}, recipe_id=recipe_id)
 
 
-def _baseline_names(loaded: Experiment, state: RunState) -> list[str]:
-    """Baselines with an outcome, in the order of the experiment."""
+def _baseline_names(config: ExperimentConfig, state: RunState) -> list[str]:
+    """Baselines with an outcome: the experiment's models first, then what is made of them."""
     scored = {key.split(":")[1] for key in state.outcomes if key.startswith("baseline:")}
-    known = [name for name in experiment_baselines(loaded) if name in scored]
-    return known + sorted(scored - set(known))
+    models = ["base", *(f"expert {name}" for name in config.models.experts)]
+    models += [f"stage {name}" for name in config.models.stages]
+    return [name for name in models if name in scored] + sorted(scored - set(models))

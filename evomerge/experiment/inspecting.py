@@ -9,10 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from pydantic import ValidationError
 
 from evomerge.engine.merge_to_disk import Progress, Told, merge_to_disk
-from evomerge.errors import UserError
+from evomerge.errors import InvalidInput, UserError
+from evomerge.experiment.config import ExperimentConfig
 from evomerge.experiment.load import Experiment, load_experiment
 from evomerge.recipes.recipe import Recipe
 from evomerge.search.front import feasible_front
@@ -25,6 +26,7 @@ from evomerge.store.optuna_study import StudyProjection
 from evomerge.store.run_dir import RunDir
 from evomerge.store.run_state import CandidateRecord, RunState, read_state
 from evomerge.terms import SplitName
+from evomerge.yaml_files import pydantic_problems, read_yaml_mapping
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,15 @@ class OpenRun:
 
     run_dir: RunDir
     state: RunState
+
+    @cached_property
+    def config(self) -> ExperimentConfig:
+        """The run's experiment as it is written; its models need not be on this machine."""
+        path = self.run_dir.experiment_path
+        try:
+            return ExperimentConfig.model_validate(read_yaml_mapping(path))
+        except ValidationError as error:
+            raise InvalidInput(pydantic_problems(error, str(path), ExperimentConfig)) from None
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -103,7 +114,8 @@ def knee_record(
     events = [state.outcomes.get(f"validation:c{record.id}") for record in records]
     split: SplitName = "search"
     fitness = [record.fitness for record in records]
-    if sum(event is not None for event in events) >= min(len(records), front_size):
+    num_scored = min(len({record.asked.recipe_id for record in records}), front_size)
+    if sum(event is not None for event in events) >= num_scored:
         on_validation = [event.fitness if isinstance(event, Evaluated) else None for event in events]
         if any(on_validation):
             fitness, split = on_validation, "validation"
@@ -137,7 +149,7 @@ def export(
     """
     opened = open_run(path)
     if candidate == "front":
-        chosen = [(record, Path(out) / f"candidate{record.id}") for record in front(path)]
+        chosen = [(record, Path(out) / f"candidate{record.id}") for record in front_records(opened.state)]
     else:
         chosen = [(find_candidate(opened, candidate), Path(out))]
     return [
@@ -196,7 +208,7 @@ def find_candidate(opened: OpenRun, candidate: str | int) -> CandidateRecord:
             raise UserError(f"{where}: no candidate has a fitness yet")
         return record
     if candidate == "knee":
-        found, _ = knee_record(state, front_records(state), opened.experiment.config.finish.front_size)
+        found, _ = knee_record(state, front_records(state), opened.config.finish.front_size)
         if found is None:
             raise UserError(f"{where}: no candidate has a fitness yet")
         return found
@@ -260,16 +272,3 @@ def _splits(documents: Mapping[str, Any]) -> dict[str, str]:
                 counts[role] = counts.get(role, 0) + len(split["ids"])
         found[plan["name"]] = ", ".join(f"{count} {role.replace('_', '-')}" for role, count in counts.items())
     return found
-
-
-def choose(records: list[CandidateRecord], weights: list[float]) -> CandidateRecord | None:
-    """The record with the best weighted sum of fitness.
-
-    Args:
-        records: usually a front.
-        weights: ``(M,)``.
-    """
-    if not records:
-        return None
-    values = [float(np.dot(record.fitness or (), weights)) for record in records]
-    return records[int(np.argmax(values))]

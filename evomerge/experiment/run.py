@@ -209,7 +209,7 @@ def _search(
         recorder.view.note(f"{len(opening.known.genotypes)} evaluations taken over from {opening.known.run}")
     recorder.judge_by(progress, judge.scalarise, judge.constrain, calibration.scales)
     baselines = baseline_jobs(loaded, dict(recorder.outcomes))
-    finish = Finish(loaded, recorder, executor, stop_requested, baselines)
+    finish = Finish(loaded, recorder, executor, stop_requested, baselines, judge)
     loop = SearchLoop(
         optimizer, space, executor, recorder, progress=progress, scalarise=judge.told, constrain=judge.constrain,
         seed=config.seed, limits=Limits(config.budget.evaluations, config.budget.wall_time),

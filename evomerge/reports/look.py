@@ -68,7 +68,7 @@ table {{ border-collapse: collapse; margin: .5rem 0 1rem; font-variant-numeric: 
 caption {{ text-align: left; white-space: nowrap; color: {QUIET}; padding-bottom: .3rem; }}
 th, td {{ padding: .22rem .8rem .22rem 0; border-bottom: 1px solid {LINE}; text-align: left; vertical-align: top; }}
 th {{ font-weight: 600; border-bottom: 1.5px solid {QUIET}; }}
-th:first-child, td:first-child {{ padding-left: .5rem; }}
+th:first-child, td:first-child {{ padding-left: .5rem; white-space: nowrap; }}
 .right {{ text-align: right; white-space: nowrap; }}
 tr.strong {{ font-weight: 600; background: #eef5fa; }}
 tr.behind td {{ color: {QUIET}; }}
@@ -87,6 +87,9 @@ summary {{ cursor: pointer; margin: .6rem 0; }}
   figure, tr, .lead, .warning {{ break-inside: avoid; }}
   figure svg {{ max-height: 220mm; }}
   .wide {{ overflow: visible; }}
+  table {{ font-size: 8pt; }}
+  th, td {{ padding-right: .5rem; }}
+  .right, caption {{ white-space: normal; }}
   pre {{ white-space: pre-wrap; overflow-wrap: anywhere; }}
   nav {{ display: none; }}
   .lead, .warning, .status, .bar, .bar > span, tr.strong {{

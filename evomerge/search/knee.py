@@ -15,10 +15,10 @@ def knee(fitness: npt.ArrayLike) -> int | None:
     """The point of a front that is farthest from the hyperplane through its extreme points.
 
     Each objective is scaled to the front's range, 0 worst and 1 best; objectives in which all points are equal are left
-    out. An extreme point is the best one in an objective, of equal ones the one that is better in the others. Where the
-    extreme points span no hyperplane that leans to all objectives (possible from three objectives on), the plane is the
-    one through the corners ``(1, 0, ...), (0, 1, ...), ...``. Where no point lies beyond the plane (a straight or
-    hollow front, or one of two points), there is no knee, and the point nearest to the ideal ``(1, 1, ...)`` is taken.
+    out. An extreme point is the best one in an objective, of equal ones the one that is better in the others. There is
+    no knee where the extreme points span no hyperplane that leans to all objectives (possible from three objectives
+    on), and where no point lies beyond it (a straight or hollow front, or one of two points); then the point nearest to
+    the ideal ``(1, 1, ...)`` is taken.
 
     Args:
         fitness: ``(C, M)``, maximised; dominated rows and rows that are not finite are never the knee.
@@ -39,20 +39,21 @@ def knee(fitness: npt.ArrayLike) -> int | None:
     if not varied.any():
         return int(members[0])
     scaled = (front[:, varied] - low[varied]) / (high - low)[varied]
-    distances: Array = _heights(scaled)
-    if distances.max() <= _FLAT:
+    distances = _heights(scaled)
+    if distances is None or distances.max() <= _FLAT:
         distances = -np.sqrt(((1.0 - scaled) ** 2).sum(axis=1))
     return int(members[np.flatnonzero(distances >= distances.max() - _FLAT)[0]])
 
 
-def _heights(scaled: Array) -> Array:
-    """How far each point lies beyond the plane, towards the ideal."""
+def _heights(scaled: Array) -> Array | None:
+    """How far each point lies beyond the plane, towards the ideal; None where there is no such plane."""
     num_objectives = scaled.shape[1]
     best = [int(np.lexsort((-scaled.sum(axis=1), -scaled[:, m]))[0]) for m in range(num_objectives)]
     extremes = scaled[best]
-    normal = np.ones(num_objectives)  # of the plane {x : normal . x = 1}
-    if len(set(best)) == num_objectives and abs(np.linalg.det(extremes)) > _FLAT:
-        solved = np.linalg.solve(extremes, np.ones(num_objectives))
-        normal = solved if np.all(solved > _FLAT) else normal
+    if len(set(best)) < num_objectives or abs(np.linalg.det(extremes)) <= _FLAT:
+        return None
+    normal = np.linalg.solve(extremes, np.ones(num_objectives))  # of the plane {x : normal . x = 1}
+    if np.any(normal <= _FLAT):
+        return None
     found: Array = (scaled @ normal - 1.0) / np.linalg.norm(normal)
     return found
