@@ -9,10 +9,11 @@ from functools import cached_property
 from typing import Any
 
 from evomerge.errors import UserError
+from evomerge.experiment.config import ExperimentConfig
 from evomerge.experiment.front_view import FrontPoint, FrontView, view_of
 from evomerge.experiment.inspecting import front_records
 from evomerge.experiment.load import Experiment
-from evomerge.experiment.objectives import build_judge
+from evomerge.experiment.objectives import build_one_number
 from evomerge.recipes.recipe import Recipe, Route, Source, Stack, children
 from evomerge.reports.coefficients import HeatMap, heat_maps
 from evomerge.reports.front_points import FrontData, FrontMark, FrontSplit, thinned_cloud
@@ -39,13 +40,15 @@ class ReportData:
 
     Attributes:
         run_dir: the run.
-        loaded: its experiment.
+        config: its experiment as it is written.
+        loaded: the same with its models; None where these are not on this machine.
         state: what its log says.
         summary: what summary.json holds; empty while it goes on.
     """
 
     run_dir: RunDir
-    loaded: Experiment
+    config: ExperimentConfig
+    loaded: Experiment | None
     state: RunState
     summary: dict[str, Any]
 
@@ -84,10 +87,13 @@ class ReportData:
         """Scores over the run."""
         objectives = self.started.objectives
         known = self.state.calibrated
-        scales = known.scales if known is not None else (1.0,) * len(objectives)
-        judge = build_judge(self.loaded, objectives, Calibration(scales), len(objectives))
-        kind = self.loaded.config.scalarisation
-        return read_history(self.state, lambda fitness: judge.scalarise(fitness)[0], str(ONE_NUMBER.get(kind, kind)))
+        calibration = Calibration(known.scales if known is not None else (1.0,) * len(objectives))
+        normalised = [text != "raw" for text in self.started.normalise] or [False] * len(objectives)
+        one_number = build_one_number(self.config, objectives, normalised)
+        kind = self.config.scalarisation
+        return read_history(
+            self.state, lambda fitness: one_number(calibration.told(fitness))[0], str(ONE_NUMBER.get(kind, kind))
+        )
 
     @cached_property
     def cost(self) -> RunCost:
@@ -99,7 +105,7 @@ class ReportData:
         """Front and baselines on every split."""
         winner = self.summary.get("winner")
         draws = None if self.summary else LIVE_RESAMPLES
-        return view_of(self.run_dir, self.loaded, self.state, winner["candidate"] if winner else None, draws)
+        return view_of(self.run_dir, self.config, self.state, winner["candidate"] if winner else None, draws)
 
     @cached_property
     def front(self) -> FrontData:
@@ -131,8 +137,8 @@ class ReportData:
 
     def recipe_of(self, record: CandidateRecord) -> Recipe:
         """The recipe of a candidate; raises as ``recipe`` does."""
-        if self.loaded.space is None:
-            raise UserError(f"{self.loaded.where}: the models of this run are not on this machine")
+        if self.loaded is None or self.loaded.space is None:
+            raise UserError("the models of this run are not on this machine")
         return self.loaded.space.decode(record.asked.array)
 
     @cached_property
@@ -140,8 +146,7 @@ class ReportData:
         """The numbers of the best candidate's merges; raises as ``recipe`` does."""
         if self.recipe is None:
             return []
-        named = dict(self.loaded.experts) | ({} if self.loaded.base is None else {"base": self.loaded.base})
-        depths = {str(source): self.loaded.depths[name] for name, source in named.items() if name in self.loaded.depths}
+        depths = {str(source): depth for source, depth in self._depths.items()}
         words = {word for gene in self.started.genes for word in re.split(r"[/.]", gene.name)}
         return heat_maps(self.recipe, depths, {word.removesuffix("_share") for word in words})
 
@@ -164,15 +169,20 @@ class ReportData:
             for record in members[:most]:
                 yield record, f"route_c{record.id}", f"candidate {record.id}, member of the front"
 
+    @property
+    def _depths(self) -> dict[Source, int]:
+        """Blocks of each model, where known."""
+        if self.loaded is None:
+            return {}
+        named = dict(self.loaded.experts) | ({} if self.loaded.base is None else {"base": self.loaded.base})
+        return {source: self.loaded.depths[name] for name, source in named.items() if name in self.loaded.depths}
+
     def route_depths(self, recipe: Recipe) -> Iterator[tuple[str, int]]:
         """(model, number of blocks) of a route's models, where known."""
-        loaded = self.loaded
-        named = dict(loaded.experts) | ({} if loaded.base is None else {"base": loaded.base})
-        known = {source: loaded.depths[name] for name, source in named.items() if name in loaded.depths}
         for name, node in recipe.model.models if isinstance(recipe.model, Route) else ():
             while not isinstance(node, Source | Stack):  # a merge is as deep as what it merges
                 node = children(node)[0]
-            depth = node.num_blocks if isinstance(node, Stack) else known.get(node)
+            depth = node.num_blocks if isinstance(node, Stack) else self._depths.get(node)
             if depth is not None:
                 yield name, depth
 

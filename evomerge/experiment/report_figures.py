@@ -77,9 +77,9 @@ def importance(data: ReportData, size: FigureSize = PAGE) -> Iterator[Shown]:
         yield Shown(
             drawing,
             "PED-ANOVA (Watanabe et al. 2023): how differently a parameter is spread among the best (a tenth of the "
-            f"candidates, at least five) and among all, as shares of one objective's sum.{first} It takes each parameter "
-            "alone, so it does not see parameters that matter together; it knows only where this search looked, which "
-            "an optimizer narrows as it goes; it does not say which values are good; and with few candidates it is "
+            f"candidates, at least five) and among all, as shares of one objective's sum.{first} It takes each "
+            "parameter alone, so it does not see parameters that matter together; it knows only where this search looked, "
+            "which an optimizer narrows as it goes; it does not say which values are good; and with few candidates it is "
             "noise.",
         )
 
@@ -90,7 +90,7 @@ def routes(data: ReportData, size: FigureSize = PAGE) -> Iterator[Shown]:
         return
     for record, name, about in data.routed(MAX_ROUTES):
         recipe = data.recipe_of(record)
-        figure = route_figure(recipe, f"{data.loaded.config.name}: {about}", tuple(data.route_depths(recipe)))
+        figure = route_figure(recipe, f"{data.config.name}: {about}", tuple(data.route_depths(recipe)))
         if figure is not None:
             yield Shown(Drawing(name, figure, f"The path of {about}: which block runs at which step."), about)
 

@@ -79,7 +79,8 @@ def _front(data: ReportData, drawn: Callable[[str], str]) -> str:
 def _repeat(data: ReportData) -> str:
     run = shlex.quote(str(data.run_dir.path))
     experiment = shlex.quote(str(data.run_dir.experiment_path))
-    fitness = " ".join(f"-f {shlex.quote(config.name)}" for config in data.loaded.fitness if config.task)
+    names = [str(entry.get("name")) for entry in data.config.fitness if isinstance(entry, dict) and entry.get("task")]
+    fitness = " ".join(f"-f {shlex.quote(name)}" for name in names)
     lines = [
         ("the same search again, in a new directory", f"evomerge run {experiment} --out AGAIN"),
         ("go on after an interruption, or with a larger budget", f"evomerge resume {run}"),
@@ -93,10 +94,12 @@ def _repeat(data: ReportData) -> str:
 
 
 def _heading(data: ReportData) -> Heading:
-    config = data.loaded.config
-    names = ", ".join(name for name, _ in data.loaded.experts)
-    base = f" around {data.loaded.base}" if data.loaded.base is not None else ""
-    space = data.loaded.space.describe().splitlines()[0] if data.loaded.space is not None else "a search space"
+    config, loaded = data.config, data.loaded
+    base = f" around {config.models.base.source()}" if config.models.base is not None else ""
+    space = f"{len(data.started.genes)} genes"
+    if loaded is not None and loaded.space is not None:
+        space = loaded.space.describe().splitlines()[0]
+    names = ", ".join(config.models.experts)
     objectives = ", ".join(objective.name for objective in data.started.objectives)
     searched = (
         f"{config.description + ' ' if config.description else ''}Merges of {names}{base}. Searched: {space}. "
@@ -121,7 +124,7 @@ def _lead(data: ReportData) -> str:
 
 
 def _standing(data: ReportData) -> Standing:
-    budget, state = data.loaded.config.budget, data.state
+    budget, state = data.config.budget, data.state
     done = state.num_evaluations
     status, note = "running", ""
     if state.finished is not None:
@@ -137,7 +140,8 @@ def _standing(data: ReportData) -> Standing:
 
 
 def _warnings(data: ReportData) -> Iterator[str]:
-    searched = [config.name for config in data.loaded.fitness if config.allow_test_split]
+    entries = [entry for entry in data.config.fitness if isinstance(entry, dict)]
+    searched = [str(entry.get("name")) for entry in entries if entry.get("allow_test_split")]
     if searched:
         yield f"Searched on the test split of: {', '.join(searched)}. Do not report its score there."
     if data.summary and not data.summary["documents"].get("held_out"):

@@ -65,7 +65,12 @@ def read_data(path: str | Path) -> ReportData:
         UserError: there is no run, or it cannot be read.
     """
     opened: OpenRun = open_run(path)
-    return ReportData(opened.run_dir, opened.experiment, opened.state, read_summary(opened.run_dir))
+    loaded: Experiment | None = None
+    try:
+        loaded = opened.experiment
+    except UserError as error:  # its models have gone; the log still tells most of it
+        _logger.warning("%s: %s", opened.run_dir.path, error)
+    return ReportData(opened.run_dir, opened.config, loaded, opened.state, read_summary(opened.run_dir))
 
 
 def report_at_end(run_dir: RunDir, loaded: Experiment, summary: dict[str, Any] | None, view: ProgressView) -> None:
@@ -79,7 +84,7 @@ def report_at_end(run_dir: RunDir, loaded: Experiment, summary: dict[str, Any] |
     """
     try:
         state = read_state(EventLog(run_dir.events_path, writable=False).read())
-        data = ReportData(run_dir, loaded, state, summary or {})
+        data = ReportData(run_dir, OpenRun(run_dir, state).config, loaded, state, summary or {})
         figures = Figures(data)
         write_page(data, figures)
         if summary is not None:
