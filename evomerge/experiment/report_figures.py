@@ -78,9 +78,9 @@ def importance(data: ReportData, size: FigureSize = PAGE) -> Iterator[Shown]:
             drawing,
             "PED-ANOVA (Watanabe et al. 2023): how differently a parameter is spread among the best (a tenth of the "
             f"candidates, at least five) and among all, as shares of one objective's sum.{first} It takes each "
-            "parameter alone, so it does not see parameters that matter together; it knows only where this search looked, "
-            "which an optimizer narrows as it goes; it does not say which values are good; and with few candidates it is "
-            "noise.",
+            "parameter alone, so it does not see parameters that matter together; it knows only where this search "
+            "looked, which an optimizer narrows as it goes; it does not say which values are good; and with few "
+            "candidates it is noise.",
         )
 
 

@@ -98,4 +98,4 @@ def _colours(low: float) -> Colormap:
 
     names = DIVERGING if low < 0 else SEQUENTIAL
     # Colour bars of fifty and more colours would be pictures of dots.
-    return LinearSegmentedColormap.from_list("evomerge", list(names), N=49)
+    return LinearSegmentedColormap.from_list("evomerge", list(names), N=41)
