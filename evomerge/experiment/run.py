@@ -17,6 +17,7 @@ import evomerge
 from evomerge.evaluation.documents import DocumentPlan, plan_documents
 from evomerge.experiment.calibrate import calibrated_problem, settle_calibration
 from evomerge.experiment.finish import Finish, Interrupted, baseline_jobs
+from evomerge.experiment.live_report import LiveReport
 from evomerge.experiment.load import Experiment, load_experiment
 from evomerge.experiment.objectives import build_judge
 from evomerge.experiment.prepare import (
@@ -31,6 +32,7 @@ from evomerge.experiment.prepare import (
 )
 from evomerge.experiment.recorder import SEARCH, RunRecorder
 from evomerge.experiment.replay import know, replay
+from evomerge.experiment.reporting import report_at_end
 from evomerge.experiment.result import RunResult
 from evomerge.experiment.search_loop import Limits, SearchLoop
 from evomerge.experiment.stage_runs import begin_stages, resume_stages
@@ -171,6 +173,8 @@ def _drive(opening: _Opening, view: ProgressView, stack: ExitStack) -> RunResult
     log.append(opening.event)
     projection = LiveProjection(config.storage or folder.study_path, state.started, state)
     stack.callback(projection.close)
+    live = LiveReport(folder)
+    stack.callback(live.close)
     recorder = RunRecorder(folder, log, projection, decode=space.decode, started=state.started, view=view)
     recorder.replayed(state.outcomes)
     try:
@@ -178,6 +182,8 @@ def _drive(opening: _Opening, view: ProgressView, stack: ExitStack) -> RunResult
     except (KeyboardInterrupt, Interrupted):
         reason, summary = "interrupted", None
     log.append(RunFinished(reason, time.time()))
+    live.close()
+    report_at_end(folder, loaded, summary, view)
     return RunResult(folder.path, reason, summary, recorder.num_failed)
 
 

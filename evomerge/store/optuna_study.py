@@ -68,7 +68,7 @@ class StudyProjection:
         self._storage_name = str(storage)
         self._started = started
         self._columns = plan_columns(started.genes, started.gene_groups, cap)
-        self._distributions = {column.name: _distribution(column) for column in self._columns}
+        self._distributions = {column.name: distribution_of(column) for column in self._columns}
         self._own_note = note
         self._storage = _open_storage(self._storage_name)
         self._study: optuna.Study
@@ -288,7 +288,8 @@ def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _distribution(column: Column) -> BaseDistribution:
+def distribution_of(column: Column) -> BaseDistribution:
+    """The distribution of a study's parameter."""
     if column.kind is GeneKind.CATEGORY:
         return CategoricalDistribution(column.choices)
     if column.kind is GeneKind.INTEGER:

@@ -14,6 +14,9 @@ import numpy as np
 
 from evomerge.terms import Array, Gene, GeneKind
 
+# With fewer scored candidates nothing is said about which parameters mattered.
+MIN_TRIALS = 20
+
 
 @dataclass(frozen=True)
 class Column:

@@ -35,7 +35,7 @@ DOORS = {
     "ray": ["runtime/ray_executor.py"],
     "lm_eval": ["evaluation/lm_eval_*.py"],
     "cmaes": ["search/cma*.py", "search/*cma.py", "search/xnes.py"],
-    "optuna": ["search/optuna_samplers.py", "store/optuna_study.py"],
+    "optuna": ["search/optuna_samplers.py", "store/optuna_study.py", "store/parameter_importance.py"],
     "optuna_dashboard": ["store/dashboard.py"],
     "moocore": ["search/front.py"],
     "numba": ["methods/*kernels.py"],
