@@ -1,6 +1,7 @@
 """Run experiments on several search seeds and print one table: every winner and every baseline on held-out documents.
 
-python scripts/bench_cross_lingual.py OUT [--experiments NAME ...] [--seeds 0 1 2] [--search-documents N] [--set key=value ...]
+python scripts/bench_cross_lingual.py OUT [--experiments NAME ...] [--seeds 0 1 2] [--search-documents N]
+                                      [--set key=value ...]
 
 Runs live in OUT/<experiment>-<seed>; one that is there is resumed, a finished one is read. The baselines do not depend
 on the seed and are scored once, by the first run, which every other must therefore share models and fitness with.

@@ -128,7 +128,7 @@ def load_recording(path: Path) -> Recording:
             "scripts/record_landscape.py, or restore it from a copy."
         ) from error
     if about.get("version") != VERSION:
-        raise UserError(f"{path}: recording version {about.get('version')!r}, this one reads {VERSION}. Record it anew.")
+        raise UserError(f"{path}: recording version {about.get('version')!r}, expected {VERSION}. Record it anew.")
     try:
         recording = _unpack(about, arrays)
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -199,7 +199,7 @@ def _unpack_scores(task: RecordedTask, stored: Any, num_candidates: int) -> Arra
         return np.asarray(stored, dtype=np.float64)
     num_documents = len(task.document_ids)
     if stored.dtype != np.uint8 or stored.shape != (num_candidates, (num_documents + 7) // 8):
-        raise ValueError(f"task {task.name!r}: {stored.dtype} bits of shape {stored.shape} for {num_documents} documents")
+        raise ValueError(f"task {task.name!r}: {stored.dtype} {stored.shape} for {num_documents} documents")
     return np.unpackbits(stored, axis=1, count=num_documents).astype(np.float64)
 
 

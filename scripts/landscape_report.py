@@ -125,7 +125,9 @@ def report(name: str) -> None:
     path = recording_path(base)
     recording = load_recording(path)
     documents, means = load_kernels(path, recording)
-    table = Table("task", "predicted by", "documents", "error of the mean", "bias", title=f"{name}: candidates left out")
+    table = Table(
+        "task", "predicted by", "documents", "error of the mean", "bias", title=f"{name}: candidates left out"
+    )
     for index, task in enumerate(recording.tasks):
         models: dict[str, Predict] = {"most candidates": majority, "nearest candidate": nearest}
         if is_smm:
@@ -155,7 +157,7 @@ def report(name: str) -> None:
         times.append(time.process_time() - began)
     value, genotype = best_known(landscape)
     console.print(
-        f"{len(recording.genotypes)} candidates, one evaluation {1000 * float(np.median(times)):.2f} ms; mean of the tasks "
+        f"{len(recording.genotypes)} candidates, evaluation {1000 * float(np.median(times)):.2f} ms; mean of tasks "
         f"at the initial genes {np.mean(landscape.truth(landscape.initial)):.4f}, best known {value:.4f} at "
         f"{[round(float(gene), 3) for gene in genotype]}\n"
     )

@@ -83,7 +83,7 @@ class Trace:
 def problem_of(case: Case, view: SearchView, seed: int, evaluations: int) -> Problem:
     """The problem as a run would state it."""
     landscape = view.landscape
-    experts = np.array([_told(landscape.fitness(row, view.documents), case) for row in _legal_experts(landscape)])
+    experts = np.array([_told(landscape.fitness(row, view.documents), case) for row in landscape.expert_genotypes])
     counts = view.num_documents[: case.objectives] if case.objectives > 1 else (sum(view.num_documents),)
     return Problem(
         landscape.genes,
@@ -162,7 +162,7 @@ def checkpoints(evaluations: int, objectives: int) -> list[int]:
     return sorted({*range(step, evaluations + 1, step), evaluations})
 
 
-def compare(entries: Sequence[Entry], case: Case, seeds: Sequence[int], jobs: int = 1) -> dict[Entry, Array] | Any:
+def compare(entries: Sequence[Entry], case: Case, seeds: Sequence[int], jobs: int = 1) -> dict[str, Array]:
     """Curves ``(S, P)`` of each optimizer by its label, on the same documents for the same seed."""
     plan = [(entry, case, seed) for entry in entries for seed in seeds]
     if jobs > 1:
@@ -258,11 +258,6 @@ def _told(fitness: Sequence[float], case: Case) -> tuple[float, ...]:
 def _truths(landscape: Landscape, genotypes: Array, objectives: int) -> Array:
     values = landscape.truths(genotypes)
     return values[:, :objectives] if objectives > 1 else values.mean(axis=1, keepdims=True)
-
-
-def _legal_experts(landscape: Landscape) -> Array:
-    rows = landscape.expert_genotypes
-    return np.array([np.clip(row, [g.low for g in landscape.genes], [g.high for g in landscape.genes]) for row in rows])
 
 
 def _view(case: Case, seed: int) -> SearchView:

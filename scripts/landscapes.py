@@ -77,7 +77,9 @@ class Landscape(ABC):
     def fitness(self, genotype: Array, documents: Sequence[Indices] | None = None) -> tuple[float, ...]:
         """Fitness ``(M,)`` of a genotype, maximised, on some documents of each task or on all."""
         return tuple(
-            float(self._signs[task] * self.scores(genotype, task, None if documents is None else documents[task]).mean())
+            float(
+                self._signs[task] * self.scores(genotype, task, None if documents is None else documents[task]).mean()
+            )
             for task in range(len(self.tasks))
         )
 
@@ -95,11 +97,12 @@ class Landscape(ABC):
 
     @property
     def expert_genotypes(self) -> Array:
-        """Each expert alone, with coefficient 1: ``(E, G)``."""
+        """Each expert alone, with coefficient 1 or what comes nearest within the genes' bounds: ``(E, G)``."""
         rows = np.zeros((len(expert_genes(self.genes)), len(self.genes)))
         for row, members in zip(rows, expert_genes(self.genes).values()):
             row[list(members)] = 1.0
-        return rows
+        found: Array = np.clip(rows, self._low, self._low + self._width)
+        return found
 
     @property
     def initial(self) -> Array:
@@ -131,7 +134,7 @@ class _Fast:
 
 
 class RecordedLandscape(Landscape):
-    """Every document has a latent smooth function of the genes and is right where that exceeds the document's threshold.
+    """Each document has a latent smooth function of the genes, and is right where it exceeds the document's threshold.
 
     The latent function is a Gaussian process fitted to the recorded outcomes (-1, 1); documents of a task share its
     kernel. Outcomes are correlated between documents and along the genes as they were recorded, and a genotype has one

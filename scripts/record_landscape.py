@@ -57,7 +57,9 @@ def read_run(path: Path) -> Recording:
             [Problem(str(path), f"has per-document scores of {names}, expected all objectives, {expected}")]
         )
     if any([table.document_ids for table in row] != ids for row in tables):
-        raise InvalidInput([Problem(str(path), "scored different documents for different candidates; record full ones")])
+        raise InvalidInput(
+            [Problem(str(path), "scored different documents for different candidates; record full ones")]
+        )
     scores = tuple(np.array([row[index].values for row in tables]) for index in range(len(names)))
     tasks = tuple(
         RecordedTask(objective.name, ids[index], objective.higher_is_better, is_binary(scores[index]))
