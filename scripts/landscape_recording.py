@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -122,7 +123,7 @@ def load_recording(path: Path) -> Recording:
         raise UserError(f"{path}: the recording is missing.") from None
     except KeyError:
         raise UserError(f"{path}: no recorded landscape; expected what scripts/record_landscape.py writes.") from None
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zipfile.error) as error:
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             f"{path}: the recording is damaged or is another kind of file ({error}). Record it anew with "
             "scripts/record_landscape.py, or restore it from a copy."
