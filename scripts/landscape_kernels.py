@@ -136,7 +136,8 @@ def _surprise(
     import torch
 
     scaled = x / lengths
-    squared = ((scaled[:, None, :] - scaled[None, :, :]) ** 2).sum(dim=2)
+    norms = (scaled * scaled).sum(dim=1)
+    squared = (norms[:, None] + norms - 2.0 * scaled @ scaled.T).clamp_min(0.0)
     distance = (5.0 * squared + 1e-12).sqrt()
     covariance = (1.0 + distance + distance**2 / 3.0) * torch.exp(-distance)
     covariance = covariance + (noise + JITTER) * torch.eye(len(x), dtype=x.dtype)
