@@ -15,6 +15,7 @@ from typing import Any
 
 import evomerge
 from evomerge.evaluation.documents import DocumentPlan, plan_documents
+from evomerge.experiment.about_run import about_run
 from evomerge.experiment.calibrate import calibrated_problem, settle_calibration
 from evomerge.experiment.finish import Finish, Interrupted, baseline_jobs
 from evomerge.experiment.live_report import LiveReport
@@ -171,7 +172,8 @@ def _drive(opening: _Opening, view: ProgressView, stack: ExitStack) -> RunResult
     stack.callback(executor.close)
     stop = stack.enter_context(StopRequest(interrupt_at_once=config.runtime.executor == "inline"))
     log.append(opening.event)
-    projection = LiveProjection(config.storage or folder.study_path, state.started, state)
+    about = about_run(loaded.resolved, folder.path)
+    projection = LiveProjection(config.storage or folder.study_path, state.started, state, about)
     stack.callback(projection.close)
     live = LiveReport(folder)
     stack.callback(live.close)
@@ -181,6 +183,8 @@ def _drive(opening: _Opening, view: ProgressView, stack: ExitStack) -> RunResult
         reason, summary = _search(opening, state, recorder, executor, lambda: stop.stop_requested)
     except (KeyboardInterrupt, Interrupted):
         reason, summary = "interrupted", None
+    if summary is not None:
+        projection.set_about(about_run(loaded.resolved, folder.path, summary))
     log.append(RunFinished(reason, time.time()))
     live.close()
     report_at_end(folder, loaded, summary, view)
