@@ -135,7 +135,7 @@ def report_against(name: str, run: Path) -> None:
     real = np.mean([values.mean(axis=1) for values in others.scores], axis=0)
     Console(width=120).print(
         table,
-        f"mean of tasks over {len(real)} candidates: error {np.sqrt(np.mean((predicted - real) ** 2)):.4f}, correlation "
+        f"mean of tasks, {len(real)} candidates: error {np.sqrt(np.mean((predicted - real) ** 2)):.4f}, correlation "
         f"{np.corrcoef(predicted, real)[0, 1]:.3f}, best {real.max():.4f}, predicted {predicted[real.argmax()]:.4f}\n",
     )
 
