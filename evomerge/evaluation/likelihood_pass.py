@@ -99,7 +99,7 @@ class PassSize:
     rows: int
     tokens: int
     packed_tokens: int = 1024
-    row_tokens: int = 256
+    row_tokens: int = 512
 
     @classmethod
     def of(cls, device: torch.device, batch_size: int | None, pass_tokens: int | None = None) -> PassSize:
@@ -112,7 +112,7 @@ class PassSize:
         """
         on_cpu = device.type == "cpu"
         packed = pass_tokens or (1024 if on_cpu else 4096)
-        row = min(packed, 256 if on_cpu else 512)
+        row = min(packed, 512)
         if batch_size is not None:
             return cls(batch_size, pass_tokens or 2**40, packed, row)
         return cls(64 if on_cpu else 256, pass_tokens or (1024 if on_cpu else 2**14), packed, row)

@@ -1,6 +1,6 @@
 """The output head in float32, also where the model computes in less.
 
-In bfloat16 the best choices of one question in four share one and the same logit; which of them wins is then an accident.
+In bfloat16 the two best choices of a question often have one and the same logit; which of them wins is an accident.
 Behind the head's few rows that are read, float32 costs next to nothing.
 Shapes: K rows, H hidden size, V vocabulary.
 """

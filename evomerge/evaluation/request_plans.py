@@ -82,9 +82,7 @@ def as_document(requests: Sequence[Tokens], first: int, max_length: int) -> Docu
     return tuple(scored)
 
 
-def plan_loglikelihood(
-    blocks: Sequence[Block], engine: str, size: PassSize, device: torch.device
-) -> LoglikelihoodPlan:
+def plan_loglikelihood(blocks: Sequence[Block], engine: str, size: PassSize, device: torch.device) -> LoglikelihoodPlan:
     """Lay out the forward passes.
 
     Args:
@@ -114,7 +112,7 @@ def run_loglikelihood(model: Any, plan: LoglikelihoodPlan) -> list[tuple[float, 
         for one in plan.passes:
             logits, reading = one.logits(model, prefixes), one.reading
             normaliser, best = [], []
-            for chunk in logits.split(_LOGIT_ROWS):
+            for chunk in torch.split(logits, _LOGIT_ROWS):
                 numbers = chunk.float()
                 normaliser.append(numbers.logsumexp(-1))
                 best.append(numbers.argmax(-1))

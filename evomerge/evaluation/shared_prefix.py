@@ -7,7 +7,6 @@ Shapes: B rows, H key-value heads, P tokens of a prefix, L new tokens, D head si
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +39,7 @@ class PrefixPlan:
     def __init__(self) -> None:
         self.prefixes: list[tuple[int, ...]] = []
 
-    def find(self, sequences: Sequence[Sequence[int]], limit: int) -> PrefixUse | None:
+    def find(self, sequences: Sequence[tuple[int, ...]], limit: int) -> PrefixUse | None:
         """What a block's sequences begin with alike, None when that is not worth it.
 
         Args:
@@ -50,12 +49,10 @@ class PrefixPlan:
         if len(sequences) < 2:
             return None
         first, last = min(sequences), max(sequences)  # what these two share, all between them share too
-        common = tuple(os.path.commonprefix([tuple(first), tuple(last)])[: max(0, limit)])
+        common = first[: max(0, min(limit, _num_alike(first, last)))]
         if len(common) < SHORTEST:
             return None
-        uses = [
-            PrefixUse(number, len(os.path.commonprefix([common, known]))) for number, known in enumerate(self.prefixes)
-        ]
+        uses = [PrefixUse(number, _num_alike(common, known)) for number, known in enumerate(self.prefixes)]
         best = max(uses, key=lambda use: use.length, default=None)
         if best is not None and best.length >= SHORTEST:
             repeated = (len(common) - best.length) * (len(sequences) - 1)
@@ -63,6 +60,12 @@ class PrefixPlan:
                 return best
         self.prefixes.append(common)
         return PrefixUse(len(self.prefixes) - 1, len(common))
+
+
+def _num_alike(left: Sequence[int], right: Sequence[int]) -> int:
+    """Tokens up to the first that differs."""
+    shorter = min(len(left), len(right))
+    return next((place for place in range(shorter) if left[place] != right[place]), shorter)
 
 
 class PrefixReader:

@@ -1,7 +1,7 @@
 """Token sequences packed into trees: what several begin with alike is computed once, and nothing is padded away.
 
-A row of a pass holds one tree, its tokens in depth-first order. A token sees itself, its ancestors and the shared prefix
-before the row; so each sequence is computed as if it were alone.
+A row of a pass holds one tree, its tokens in depth-first order. A token sees itself, its ancestors and the shared
+prefix before the row; so each sequence is computed as if it were alone.
 Shapes: R rows of a pass, L tokens of a row, P tokens of the prefix.
 """
 
@@ -79,13 +79,21 @@ class TreePass:
         return mask
 
 
-def grow_rows(groups: Sequence[Sequences], max_tokens: int) -> Iterator[TreeRow]:
-    """Trees of whole groups, in order.
+def grow_rows(groups: Sequence[Sequences], row_tokens: int) -> Iterator[TreeRow]:
+    """Trees of whole groups, in order, of about the same size.
 
     Args:
         groups: sequences that belong together; equal ones share their place.
-        max_tokens: of a row; a group that is larger gets a row of its own.
+        row_tokens: about how many tokens a row may have; a larger group gets a row of its own.
     """
+    whole = _Tree()
+    largest = 0
+    for number, group in enumerate(groups):
+        before = len(whole)
+        whole.add(number, group)
+        largest = max(largest, len(whole) - before)
+    num_rows = -(-len(whole) // row_tokens)
+    max_tokens = min(row_tokens, len(whole) // num_rows + largest) if num_rows > 1 else row_tokens
     tree = _Tree()
     for number, group in enumerate(groups):
         kept = len(tree)

@@ -56,9 +56,7 @@ class TwoStagePass:
         return torch.cat([first, second.view(-1, second.shape[-1])])
 
 
-def lay_out(
-    block: Block, plan: PrefixPlan, size: PassSize, device: torch.device
-) -> list[TwoStagePass | HeadSkipPass]:
+def lay_out(block: Block, plan: PrefixPlan, size: PassSize, device: torch.device) -> list[TwoStagePass | HeadSkipPass]:
     """The passes of one block. Documents whose beginning is cut off go through padded batches."""
     whole = [scored for document in block for scored in document if not scored.is_cut]
     cut = tuple((scored,) for document in block for scored in document if scored.is_cut)
