@@ -78,8 +78,9 @@ def texts_disagree(
     """
     ordered = sorted((prompt for block in blocks for prompt in block.prompts), key=lambda prompt: (len(prompt), prompt))
     shortest, longest = ordered[0], ordered[-1]
-    # One prompt of another length, so that what fills short rows is looked at too.
-    batches = [[shortest, longest], [shortest[len(shortest) // 2 :], ordered[len(ordered) // 2]]]
+    batches = [[shortest, longest]]
+    if len(shortest) == len(longest):  # what fills short rows is looked at too
+        batches.append([shortest[len(shortest) // 2 :], longest])
     planner = BlockPlanner(engine, tokenizer.pad_token_id, size, model.device)
     for batch in batches:
         planner.add(batch, range(len(batch)), blocks[0].stops, min(blocks[0].max_new_tokens, _TOKENS))
@@ -87,7 +88,7 @@ def texts_disagree(
     for batch, answers in zip(batches, generate(model, tokenizer, planner.plan()), strict=True):
         for prompt, tokens in zip(batch, answers, strict=True):
             whole = torch.tensor([[*prompt, *tokens[:-1]]], device=model.device)
-            logits = model(input_ids=whole).logits[0, len(prompt) - 1 :].float()
+            logits = model(input_ids=whole, logits_to_keep=len(tokens)).logits[0, -len(tokens) :].float()
             new = torch.tensor(tokens, device=model.device)
             behind = float((logits.max(-1).values - logits.gather(1, new[:, None])[:, 0]).max())
             if not behind <= tolerance:
