@@ -76,7 +76,8 @@ def commands(checkpoint: Path, task_dir: Path, out: Path, monkeypatch: pytest.Mo
 
     arguments = [
         "run", "--model", "hf", "--model_args", f"pretrained={checkpoint},dtype=float32", "--device", "cpu",
-        "--tasks", "tiny_generate,tiny_code,tiny_likelihood,tiny_rolling,tiny_group", "--include_path", str(task_dir), "--num_fewshot", str(SHOTS), "--batch_size", "4",
+        "--tasks", "tiny_generate,tiny_code,tiny_likelihood,tiny_rolling,tiny_group",
+        "--include_path", str(task_dir), "--num_fewshot", str(SHOTS), "--batch_size", "4",
         "--output_path", str(out), "--log_samples",
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments])
