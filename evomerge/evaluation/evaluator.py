@@ -151,7 +151,7 @@ class FitnessEvaluator:
 
     def bind(self, model: Any, tokenizer: Any, cost: CostMeter | None = None) -> None:
         """See `Evaluator.bind`."""
-        self._model, self._tokenizer = model, tokenizer
+        self._model, self._tokenizer, self._scorer = model, tokenizer, None
         for part in self._parts:
             if isinstance(part, CostFitness):
                 part.use(cost)
@@ -168,8 +168,10 @@ class FitnessEvaluator:
             from evomerge.evaluation.lm_eval_scorer import PreparedScorer
 
             settings = self._settings
+            # Other sizes change nothing about which engines suit; the weights may be a broken candidate's by now.
+            chooser = self._scorer.chooser if self._scorer is not None else None
             self._scorer = PreparedScorer(
-                self._model, self._tokenizer, self._batch_size, settings.exact, settings.pass_tokens
+                self._model, self._tokenizer, self._batch_size, settings.exact, settings.pass_tokens, chooser
             )
         for part in self._parts:
             if isinstance(part, _LmEvalPart):

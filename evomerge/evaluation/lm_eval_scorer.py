@@ -114,6 +114,7 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
         batch_size: rows of a forward pass, None = a default for each kind of request.
         exact: lm-eval's own loops for everything.
         pass_tokens: most tokens of a forward pass, None = what suits the device.
+        chooser: what an earlier scorer found out about this model; None = nothing is known.
     """
 
     def __init__(
@@ -123,11 +124,12 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
         batch_size: int | None = None,
         exact: bool = False,
         pass_tokens: int | None = None,
+        chooser: EngineChooser | None = None,
     ) -> None:
         with lm_eval_conditions():
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size or STOCK_ROWS)
         # Requests are laid out for the model as it is now: a candidate may change how many blocks run.
-        self._chooser = EngineChooser(copy.deepcopy(model.config))
+        self.chooser = chooser or EngineChooser(copy.deepcopy(model.config))
         self._asked_batch_size = batch_size
         self._pass_tokens = pass_tokens
         self._exact = exact
@@ -136,7 +138,7 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
     @property
     def notes(self) -> dict[str, str]:
         """Each kind of request, the engine that scores it, and why it is not a faster one."""
-        return self._chooser.notes
+        return self.chooser.notes
 
     def prepare(
         self, groups: Sequence[Sequence[Instance]], batch_size: int | None = None, exact: bool = False
@@ -167,7 +169,7 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
             reason = failed_check(check) if check is not None else None
             if reason is None:
                 return prepared
-            self._chooser.rule_out(asked.kind, prepared.engine, reason)
+            self.chooser.rule_out(asked.kind, prepared.engine, reason)
 
     def _lay_out_likelihoods(
         self, asked: _Asked, size: PassSize, rows: int | None
@@ -180,14 +182,14 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
             for first, last in itertools.pairwise(asked.document_ends)
         ]
         longest = max((len(scored.inputs) for document in documents for scored in document), default=0)
-        choice = self._chooser.choose(asked.kind, self.model, longest)
+        choice = self.chooser.choose(asked.kind, self.model, longest)
         if choice.engine == STOCK:
             return stock, None
         blocks = [tuple(documents[first:last]) for first, last in itertools.pairwise(asked.block_ends)]
         plan = plan_loglikelihood(blocks, choice.engine, size, self.device)
         owners = tuple(request for request, count in enumerate(counts) for _ in range(count))
         check = None
-        if self._chooser.needs_check(asked.kind, choice.engine, longest):
+        if self.chooser.needs_check(asked.kind, choice.engine, longest):
             check = functools.partial(answers_disagree, self.model, choice.engine, blocks, self._stock_tokens, size)
         return replace(stock, loglikelihood=plan, owners=owners), check
 
@@ -230,7 +232,7 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
         longest = max(
             (len(prompt) + new_tokens for prompts, _, new_tokens, _ in wanted for prompt in prompts), default=0
         )
-        choice = self._chooser.choose(asked.kind, self.model, longest, reasons[0] if reasons else None)
+        choice = self.chooser.choose(asked.kind, self.model, longest, reasons[0] if reasons else None)
         if choice.engine == STOCK:
             return stock, None
         planner = BlockPlanner(choice.engine, self.tokenizer.pad_token_id, size, self.device)
@@ -240,7 +242,7 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
             for start, end in itertools.pairwise(bounds):
                 planner.add(prompts[start:end], members[start:end], stops, new_tokens)
         plan, check = planner.plan(), None
-        if self._chooser.needs_check(asked.kind, choice.engine, longest):
+        if self.chooser.needs_check(asked.kind, choice.engine, longest):
             check = functools.partial(texts_disagree, self.model, self.tokenizer, choice.engine, plan.blocks, size)
         return replace(stock, generation=plan), check
 
@@ -270,7 +272,7 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
 
     def _generation_rows(self, longest: int) -> int:
         """Rows of a block: as many as keep its cache small; the same on every machine."""
-        config = self._chooser.config.get_text_config(decoder=True)
+        config = self.chooser.config.get_text_config(decoder=True)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         row = 2 * config.num_hidden_layers * heads * size * longest * self.model.dtype.itemsize

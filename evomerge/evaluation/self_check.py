@@ -38,11 +38,14 @@ def answers_disagree(
     plan = plan_loglikelihood([tuple(documents)], engine, size, model.device)
     ours = run_loglikelihood(model, plan)
     theirs = stock([(None, list(scored.inputs[: scored.context_length]), list(scored.targets)) for scored in requests])
-    pairs = zip(ours, theirs, requests, strict=True)
-    apart = [abs(mine[0] - other[0]) / len(scored.targets) for mine, other, scored in pairs]
-    # lm-eval's logits and softmax in bfloat16 round by up to 0.1 themselves; a wrong engine is off by far more.
-    is_exact = model.dtype == torch.float32
-    off, tolerance = (max(apart), 1e-3) if is_exact else (sum(apart) / len(apart), 0.15)
+    apart = [
+        (abs(mine[0] - other[0]) / len(scored.targets), abs(other[0]) / len(scored.targets))
+        for mine, other, scored in zip(ours, theirs, requests, strict=True)
+    ]
+    if model.dtype == torch.float32:  # large numbers have large rounding
+        off, tolerance = max(gap / max(1.0, size) for gap, size in apart), 1e-3
+    else:  # lm-eval's logits and softmax round by up to 0.1 themselves; a wrong engine is off by far more
+        off, tolerance = sum(gap for gap, _ in apart) / len(apart), 0.15
     return f"log-probabilities differ by {off:.3g} a token from lm-eval's" if off > tolerance else None
 
 

@@ -7,7 +7,7 @@ Shapes: B contexts, C choices of more than one token, L tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -73,7 +73,9 @@ def lay_out(block: Block, plan: PrefixPlan, size: PassSize, device: torch.device
     for alike in lengths.values():
         widest = max(len(scored.inputs) - skipped for _, members in alike for scored in members)
         choices = max(len(members) for _, members in alike)
-        for first, last in size.cut([choices * widest] * len(alike)):
+        # A context counts as all its choices side by side.
+        limited = replace(size, tokens=min(size.tokens, size.rows * widest))
+        for first, last in limited.cut([choices * widest] * len(alike)):
             passes.append(_pass(alike[first:last], prefix, device))
     return passes + (head_skip.lay_out(cut, plan, size, device) if cut else [])
 
