@@ -42,7 +42,7 @@ class Evaluator(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Remarks for people, for example why a slower loop is used."""
+        """Remarks for people: which engines score, and why none faster."""
         ...
 
     def bind(self, model: Any, tokenizer: Any, cost: CostMeter | None = None) -> None:
@@ -77,12 +77,16 @@ class EvaluatorSettings:
 
     Attributes:
         batch_size: rows of one forward pass for every fitness, None = each one's own.
-        exact: score through lm-eval's own loops.
+        exact: score everything through lm-eval's own loops.
+        exact_splits: score these splits through lm-eval's own loops.
+        pass_tokens: most tokens of one forward pass, None = what suits the device.
         import_paths: folders put on ``sys.path`` for ``python:`` fitness functions.
     """
 
     batch_size: int | None = None
     exact: bool = False
+    exact_splits: tuple[SplitName, ...] = ()
+    pass_tokens: int | None = None
     import_paths: tuple[str, ...] = ()
 
 
@@ -142,12 +146,12 @@ class FitnessEvaluator:
     @property
     def notes(self) -> tuple[str, ...]:
         """See `Evaluator.notes`."""
-        slow = self._scorer.slow_paths if self._scorer is not None else {}
-        return tuple(f"{kind} runs through lm-eval's own loop: {reason}" for kind, reason in slow.items())
+        engines = self._scorer.notes if self._scorer is not None else {}
+        return tuple(f"{kind} scored by engine {engine}" for kind, engine in engines.items())
 
     def bind(self, model: Any, tokenizer: Any, cost: CostMeter | None = None) -> None:
         """See `Evaluator.bind`."""
-        self._model, self._tokenizer = model, tokenizer
+        self._model, self._tokenizer, self._scorer = model, tokenizer, None
         for part in self._parts:
             if isinstance(part, CostFitness):
                 part.use(cost)
@@ -163,10 +167,15 @@ class FitnessEvaluator:
         if any(isinstance(part, _LmEvalPart) for part in self._parts):
             from evomerge.evaluation.lm_eval_scorer import PreparedScorer
 
-            self._scorer = PreparedScorer(self._model, self._tokenizer, self._batch_size, self._settings.exact)
+            settings = self._settings
+            # Other sizes change nothing about which engines suit; the weights may be a broken candidate's by now.
+            chooser = self._scorer.chooser if self._scorer is not None else None
+            self._scorer = PreparedScorer(
+                self._model, self._tokenizer, self._batch_size, settings.exact, settings.pass_tokens, chooser
+            )
         for part in self._parts:
             if isinstance(part, _LmEvalPart):
-                part.use(self._scorer, self._batch_size)
+                part.use(self._scorer, self._batch_size, self._settings.exact_splits)
             part.bind(self._model, self._tokenizer)
 
     def evaluate(self, split: SplitName, seed: int = 0) -> Evaluation:
@@ -209,11 +218,11 @@ class _LmEvalPart:
         self._bank: Any = None
         self.objectives = (Objective(config.name, plan.higher_is_better, config.weight),)
 
-    def use(self, scorer: Any, batch_size: int | None) -> None:
+    def use(self, scorer: Any, batch_size: int | None, exact_splits: Sequence[SplitName]) -> None:
         """Score through this scorer from now on."""
         from evomerge.evaluation.task_bank import TaskBank
 
-        self._bank = TaskBank(self._config, self._plan, scorer, batch_size)
+        self._bank = TaskBank(self._config, self._plan, scorer, batch_size, exact_splits)
 
     def bind(self, model: Any, tokenizer: Any) -> None:
         """Prepare the search split."""

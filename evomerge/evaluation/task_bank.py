@@ -69,15 +69,22 @@ class TaskBank:
         plan: its documents.
         scorer: the scorer around the live model.
         batch_size: overrides the fitness's own, None = leave it.
+        exact_roles: scored through lm-eval's own loops.
     """
 
     def __init__(
-        self, config: FitnessConfig, plan: FitnessPlan, scorer: PreparedScorer, batch_size: int | None = None
+        self,
+        config: FitnessConfig,
+        plan: FitnessPlan,
+        scorer: PreparedScorer,
+        batch_size: int | None = None,
+        exact_roles: Sequence[SplitName] = (),
     ) -> None:
         self._config = config
         self._plan = plan
         self._scorer = scorer
         self._batch_size = batch_size or config.batch_size
+        self._exact_roles = tuple(exact_roles)
         self._leaves = {leaf.name: leaf for leaf in load_tree(TaskTree.from_json(plan.tree)).leaves}
         self._roles: dict[SplitName, _Role] = {}
 
@@ -90,13 +97,9 @@ class TaskBank:
         if role in self._roles:
             return
         members = [self._build_member(member, role) for member in self._plan.members]
-        self._roles[role] = _Role(members, self._lay_out(members))
-
-    def _lay_out(self, members: Sequence[_Member]) -> list[PreparedRequests]:
         groups = [group for member in members for group in member.groups]
-        prepared = self._scorer.prepare(groups, self._batch_size, self._config.exact)
-        disagreeing = [entry for entry in prepared if self._scorer.check(entry) is not None]
-        return self._scorer.prepare(groups, self._batch_size, self._config.exact) if disagreeing else prepared
+        exact = self._config.exact or role in self._exact_roles
+        self._roles[role] = _Role(members, self._scorer.prepare(groups, self._batch_size, exact))
 
     def _build_member(self, member: MemberPlan, role: SplitName) -> _Member:
         split = member.splits[role]

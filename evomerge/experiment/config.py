@@ -144,6 +144,8 @@ class RuntimeConfig(Strict):
     address: str | None = None
     state_memory: SizeBytes | None = None
     prefix_cache: SizeBytesOrNone | None = None
+    scorer: Literal["fast", "exact"] = "fast"
+    pass_tokens: int | None = Field(default=None, gt=0)
 
     @field_validator("workers", "threads")
     @classmethod

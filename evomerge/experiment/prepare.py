@@ -101,6 +101,7 @@ def runtime_settings(config: RuntimeConfig) -> RuntimeSettings:
         threads=config.threads, dtype=config.dtype, device=config.device, batch_size=config.batch_size,
         deadline_seconds=config.deadline, max_attempts=config.max_attempts, address=config.address,
         state_memory_bytes=config.state_memory, prefix_cache_bytes=config.prefix_cache,
+        scorer=config.scorer, pass_tokens=config.pass_tokens,
     )  # fmt: skip
 
 

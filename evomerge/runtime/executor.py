@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from evomerge.errors import EvomergeError
 from evomerge.recipes.recipe import Recipe, Source
@@ -29,6 +29,8 @@ class WorkerPlan:
         lanes: sets of blocks that routes may need beside the live model's own; 0 = no candidate is a route, and all
             models must be equally deep.
         prefix_cache_bytes: cap on what routes keep of hops that the next candidate may share, None = the engine's own.
+        scorer: ``fast``, or ``exact``: lm-eval's own loops also for what is not reported.
+        pass_tokens: most tokens of one forward pass, None = what suits the device.
     """
 
     base: Source | None
@@ -44,6 +46,8 @@ class WorkerPlan:
     report: tuple[dict[str, Any], ...] = ()
     lanes: int = 0
     prefix_cache_bytes: int | None = None
+    scorer: Literal["fast", "exact"] = "fast"
+    pass_tokens: int | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.errors import MergeFailed, UserError
 from evomerge.runtime.executor import Job, WorkerPlan, WorkerReport
 from evomerge.runtime.isolation import isolated_evaluation
-from evomerge.terms import Evaluation, Failure, FailureKind, Seconds
+from evomerge.terms import Evaluation, Failure, FailureKind, Seconds, SplitName
 
 if TYPE_CHECKING:
     from evomerge.evaluation.evaluator import Evaluator
@@ -24,6 +24,8 @@ LOG = logging.getLogger(__name__)
 # Rows to begin with when memory runs out at the tasks' own batch sizes.
 FIRST_SMALLER_BATCH = 16
 MESSAGE_LENGTH = 400
+# Numbers that are published come out of lm-eval's own loops.
+REPORTED_SPLITS: tuple[SplitName, ...] = ("held_out",)
 
 
 class Worker:
@@ -105,7 +107,13 @@ class Worker:
         from evomerge.engine.model_cost import model_cost
         from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 
-        settings = EvaluatorSettings(batch_size=self._batch_size, import_paths=self._plan.import_paths)
+        settings = EvaluatorSettings(
+            batch_size=self._batch_size,
+            exact=self._plan.scorer == "exact",
+            exact_splits=REPORTED_SPLITS,
+            pass_tokens=self._plan.pass_tokens,
+            import_paths=self._plan.import_paths,
+        )
         evaluator = build_evaluator(configs, self._plan.documents, settings)
         with self._live.out_of_route():
             cost = partial(model_cost, self._live.model, self._live.architecture)
