@@ -89,7 +89,7 @@ class Worker:
         try:
             with isolated_evaluation(job.seed, self._plan.threads):
                 merge_seconds = self._live.apply(job.recipe)
-                evaluation = self._evaluator.evaluate(job.split, job.seed)
+                evaluation = self._evaluator.evaluate(job.split, job.seed, job.race)
                 if evaluation.ok and job.split == "held_out" and self._plan.report:
                     evaluation = self._with_reported(evaluation, job)
             seconds = replace(evaluation.seconds, merge=merge_seconds)
@@ -105,7 +105,9 @@ class Worker:
         from evomerge.engine.model_cost import model_cost
         from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 
-        settings = EvaluatorSettings(batch_size=self._batch_size, import_paths=self._plan.import_paths)
+        # What is only reported has no search documents to race on.
+        rungs = self._plan.rungs if configs is self._plan.fitness else None
+        settings = EvaluatorSettings(self._batch_size, import_paths=self._plan.import_paths, rungs=rungs)
         evaluator = build_evaluator(configs, self._plan.documents, settings)
         with self._live.out_of_route():
             cost = partial(model_cost, self._live.model, self._live.architecture)
@@ -155,6 +157,8 @@ def only_finite(evaluation: Evaluation) -> Evaluation:
 
     Other metrics that are none are left out, with a warning: a perplexity may overflow where the accuracy is sound.
     """
+    if evaluation.stop is not None:
+        return evaluation
     if evaluation.ok and not (evaluation.fitness and all(math.isfinite(value) for value in evaluation.fitness)):
         failure = Failure(FailureKind.NON_FINITE, f"fitness {evaluation.fitness} is not finite")
         return Evaluation(metrics={}, seconds=evaluation.seconds, failure=failure)
