@@ -160,25 +160,26 @@ def _paired(
 ) -> _Paired:
     """The comparison with one reference in the sum over a group of objectives."""
     fixed, bounded, total = 0.0, True, 0
-    scaled: dict[int, Array] = {}
+    pairs = np.concatenate(layout.order[: rung + 1])
+    differences, factors = np.zeros(len(pairs)), np.zeros(len(pairs))
+    chosen = np.zeros(len(pairs), dtype=bool)
     for m in group:
         objective, mine, theirs = layout.objectives[m], columns[m], reference.columns[m]
         if objective is None:
             fixed += race.shares[m] * float(mine[0] - theirs[0])
             continue
         total += len(objective.strata)
-        positions = objective.until(rung)
-        scaled[m] = np.zeros(len(objective.strata))
-        scaled[m][positions] = race.shares[m] * objective.balanced(positions)
+        here = pairs[:, 0] == m
+        chosen |= here
+        positions = pairs[here, 1]
+        factors[here] = race.shares[m] * objective.balanced(positions)
+        differences[here] = mine[positions] - theirs[positions]
         both = np.stack([mine[positions], theirs[positions]])
         bounded &= bool(((both >= 0.0) & (both <= 1.0)).all())
-    pairs = np.concatenate(layout.order[: rung + 1])
-    pairs = pairs[np.isin(pairs[:, 0], list(scaled))] if len(scaled) < len(layout.objectives) else pairs
-    factors = np.array([scaled[m][place] for m, place in pairs.tolist()])
-    values = np.array([columns[m][place] - reference.columns[m][place] for m, place in pairs.tolist()])
-    count = len(pairs)
-    bound = float(np.abs(factors).max()) * count if count else 0.0
-    return _Paired(factors * values * count, total, fixed, bound, bounded)
+    count = int(chosen.sum())
+    scaled = count * factors[chosen]
+    bound = float(np.abs(scaled).max()) if count else 0.0
+    return _Paired(scaled * differences[chosen], total, fixed, bound, bounded)
 
 
 def _behind(paired: _Paired, rule: Rule, level: float) -> tuple[float, float] | None:

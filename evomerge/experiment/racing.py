@@ -58,7 +58,7 @@ class RacePlan:
         objectives: M.
         shares: ``(M,)``: with several objectives only sign and scale of each.
         many: whether the optimizer sees all objectives.
-        survivors: how many candidates are parents, where the optimizer keeps the best; 0 elsewhere.
+        place: which of the best candidates so far the others race against, 1 = the very best; for one objective.
         seed: of the audit.
     """
 
@@ -67,7 +67,7 @@ class RacePlan:
     objectives: tuple[Objective, ...]
     shares: tuple[float, ...]
     many: bool
-    survivors: int
+    place: int
     seed: int
 
 
@@ -99,8 +99,7 @@ class RacePlanner:
         ranked = sorted(complete, key=lambda key: (-told[key][0], key))
         if self.plan.config.rule == "halving":
             return RaceEntry(tuple(ranked[:1]), self._thresholds(progress) if ranked else ())
-        place = max(1, self.plan.survivors)
-        return RaceEntry(tuple(ranked[place - 1 : place]))
+        return RaceEntry(tuple(ranked[self.plan.place - 1 : self.plan.place]))
 
     def race(self, candidate: Candidate) -> Race | None:
         """The race that goes with a candidate's job; None where it has nobody to keep up with."""
@@ -185,7 +184,7 @@ def build_racer(
     many = spec.multi_objective and len(objectives) > 1
     signs = np.array([objective.natural(1.0) for objective in objectives])
     shares = signs / np.asarray(recorder.scales) if many else linear_shares(config, objectives, recorder.scales)
-    layout, survivors = lay_rungs(loaded.fitness, plan, settings), population_size if spec.keeps_survivors else 0
+    layout, place = lay_rungs(loaded.fitness, plan, settings), max(1, round(spec.race_place * population_size))
     seed = derive_seed(config.seed, "audit")
-    races = RacePlan(config.racing, layout, objectives, tuple(shares.tolist()), many, survivors, seed)
+    races = RacePlan(config.racing, layout, objectives, tuple(shares.tolist()), many, place, seed)
     return RacePlanner(races, recorder.scores, recorder.outcomes, scalarise)

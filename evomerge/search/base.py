@@ -131,8 +131,8 @@ class OptimizerSpec:
         races_one: whether candidates of one objective may be stopped before their last document: it ranks them, or
             learns nothing.
         races_many: the same with several objectives.
-        keeps_survivors: whether parents are the best ``population_size`` of all candidates: then a candidate is behind
-            when it would not be among them.
+        race_place: with one objective, which of the best candidates so far the others race against, in populations:
+            the last one that the optimizer learns from as a good one; 0 = the very best.
     """
 
     name: str
@@ -153,7 +153,7 @@ class OptimizerSpec:
     handles_constraints: bool = True
     races_one: bool = False
     races_many: bool = False
-    keeps_survivors: bool = False
+    race_place: float = 0.0
 
 
 class Optimizer(ABC):

@@ -63,6 +63,7 @@ _ALL = (
         max_genes=500,
         paper="Hansen 2016, https://arxiv.org/abs/1604.00772; defaults of https://arxiv.org/abs/2403.13187",
         races_one=True,
+        race_place=0.5,
     ),
     OptimizerSpec(
         name="sep_cma",
@@ -72,6 +73,7 @@ _ALL = (
         min_genes=2,
         paper="Ros and Hansen 2008, https://inria.hal.science/inria-00287367",
         races_one=True,
+        race_place=0.5,
     ),
     OptimizerSpec(
         name="catcma",
@@ -82,6 +84,7 @@ _ALL = (
         max_genes=500,
         paper="Hamano et al. 2025, https://arxiv.org/abs/2504.07884",
         races_one=True,
+        race_place=0.5,
     ),
     OptimizerSpec(
         name="xnes",
@@ -92,6 +95,7 @@ _ALL = (
         max_genes=256,
         paper="Glasmachers et al. 2010, https://dl.acm.org/doi/10.1145/1830483.1830557",
         races_one=True,
+        race_place=0.5,
     ),
     OptimizerSpec(
         name="random",
@@ -154,7 +158,7 @@ _ALL = (
         paper="Deb et al. 2002, https://doi.org/10.1109/4235.996017",
         races_one=True,
         races_many=True,
-        keeps_survivors=True,
+        race_place=1.0,
     ),
     OptimizerSpec(
         name="nsga3",
@@ -166,7 +170,7 @@ _ALL = (
         paper="Deb and Jain 2014, https://doi.org/10.1109/TEVC.2013.2281535",
         races_one=True,
         races_many=True,
-        keeps_survivors=True,
+        race_place=1.0,
     ),
     OptimizerSpec(
         name="ga",
@@ -186,7 +190,7 @@ _ALL = (
         paper="Deb et al. 2002, https://doi.org/10.1109/4235.996017; Goldberg et al. 1989, Complex Systems 3(5)",
         races_one=True,
         races_many=True,
-        keeps_survivors=True,
+        race_place=1.0,
     ),
     *PARETO_SPECS,
     *MAP_SPECS,
