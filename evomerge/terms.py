@@ -223,6 +223,11 @@ class Stop:
     upper: float
     audit: tuple[float, ...] = ()
 
+    @property
+    def scored(self) -> int:
+        """Documents it cost: all of them where it was audited."""
+        return self.total if self.audit else self.documents
+
 
 @dataclass(frozen=True)
 class Evaluation:

@@ -181,7 +181,8 @@ def run_search(landscape: Any, seed: int, options: argparse.Namespace, racing: R
     planner = RacePlanner(plan, bench, bench.outcomes, told)  # type: ignore[arg-type]
     loop = SearchLoop(
         optimizer, bench, bench, bench, progress=bench.progress, limits=Limits(None, None), seed=seed,
-        scalarise=told, stop_requested=lambda: bench.spent >= budget, idle_jobs=iter(()), racer=None if racing is None else planner,
+        scalarise=told, stop_requested=lambda: bench.spent >= budget, idle_jobs=iter(()),
+        racer=None if racing is None else planner,
     )  # fmt: skip
     loop.run("generational")
     return bench

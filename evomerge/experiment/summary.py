@@ -11,12 +11,14 @@ from evomerge.errors import UserError
 from evomerge.evaluation.cost_fitness import UNITS
 from evomerge.evaluation.statistics import Interval, combined_interval, paired_difference, score_interval
 from evomerge.experiment.load import Experiment
+from evomerge.experiment.racing_summary import racing_summary
 from evomerge.experiment.recorder import RunRecorder
 from evomerge.experiment.search_loop import candidate_key
 from evomerge.files import atomic_write_json
+from evomerge.search.catalogue import SPECS
 from evomerge.store.events import Evaluated
 from evomerge.store.run_dir import RunDir
-from evomerge.store.run_state import read_state
+from evomerge.store.run_state import RunState, read_state
 from evomerge.terms import SPLITS, Array, DocumentScores, SplitName, derive_seed
 
 
@@ -153,11 +155,20 @@ def build_summary(
             "recipe_id": candidates[winner].recipe_id,
             "chosen_on": "validation" if validated else "search",
         },
+        "racing": _racing(loaded, recorder, state),
         "rows": [row for row in rows if any(row[split] for split in SPLITS)],
         "comparison": _comparison(scores, winner, baselines),
         "cost": {"wall_seconds": state.elapsed_seconds, **cost},
     }
     return summary
+
+
+def _racing(loaded: Experiment, recorder: RunRecorder, state: RunState) -> dict[str, Any] | None:
+    """What racing saved; None where nothing is raced."""
+    if loaded.config.racing is None:
+        return None
+    many = SPECS[loaded.config.optimizer.name].multi_objective and len(recorder.objectives) > 1
+    return racing_summary(state, loaded.config.racing.rule, many, lambda fitness: recorder.scalarise(fitness)[0])
 
 
 def _units(loaded: Experiment, recorder: RunRecorder) -> dict[str, str]:
