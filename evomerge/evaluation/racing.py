@@ -36,7 +36,7 @@ from evomerge.terms import Array
 Rule = Literal["betting", "wilcoxon", "halving"]
 
 FRACTIONS = np.arange(1, 12) / 12  # of the largest safe bet
-_BISECTIONS = 30
+_BISECTIONS = 16
 
 
 @dataclass(frozen=True)
