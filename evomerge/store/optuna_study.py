@@ -301,7 +301,7 @@ def describe_run(
     lines += [
         "",
         f"Fixed recipes scored on the same documents are in the study whose name ends in `{BASELINES_SUFFIX.strip()}`.",
-        "Failed trials carry their reason in `failure`.",
+        "Failed trials carry their reason in `failure`; pruned ones were stopped before their last document.",
         "This study is a picture of the run's event log and can be rebuilt from it.",
     ]
     return "\n".join(lines)
