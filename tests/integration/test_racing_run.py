@@ -51,7 +51,7 @@ def test_a_racing_run_stops_who_is_behind_and_reports_complete_ones_only(raced: 
         tables = scores.load(event.scores_ref)
         assert sum(len(table.values) for table in tables) == event.stop.scored
     front = json.loads((raced / "front.json").read_text())
-    assert {entry["candidate"] for entry in front["entries"]} <= set(complete)
+    assert {entry["candidate"] for entry in front["front"]} <= set(complete)
     assert front["evaluations"] == 16
 
     summary = json.loads((raced / "summary.json").read_text())

@@ -94,7 +94,7 @@ def main(path: str, evaluations: int, rule: str) -> None:
             started=state.started, view=QuietView(),
         )  # fmt: skip
         recorder.replayed(state.outcomes)
-        config = RacingConfig(rule=rule, min_documents=10, audit=0.2, level=0.1)
+        config = RacingConfig(rule=rule, min_documents=10, audit=0.5, level=0.1)
         plan = RacePlan(config, toy_layout(), OBJECTIVES, (1.0,), False, 1, SEED)
         loop = SearchLoop(
             optimizer, space, InlineExecutor(lambda index: RacingWorker()), recorder, progress=progress,
