@@ -15,6 +15,7 @@ _CALLS = {
     "merge": "evomerge.experiment.merging",
     "evaluate": "evomerge.experiment.evaluating",
     "front": "evomerge.experiment.inspecting",
+    "front_view": "evomerge.experiment.front_view",
     "export": "evomerge.experiment.inspecting",
     "project": "evomerge.experiment.inspecting",
     "report": "evomerge.experiment.reporting",

@@ -15,7 +15,9 @@ from evomerge.cli.tensors_progress import tensors_progress
 def command(
     run: RunArgument,
     out: Annotated[Path, typer.Argument(help="New directory for the checkpoint.")],
-    candidate: Annotated[str, typer.Option("--candidate", "-c", help="best, front, or a candidate's number.")] = "best",
+    candidate: Annotated[
+        str, typer.Option("--candidate", "-c", help="best, knee, front, or a candidate's number.")
+    ] = "best",
     form: Form = "auto",
     quiet: Quiet = False,
     stage: StageName = None,

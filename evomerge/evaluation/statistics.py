@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from evomerge.terms import Array, DocumentScores, derive_seed
 
@@ -118,8 +121,7 @@ def combined_interval(
     def drawn(side: Sequence[DocumentScores]) -> Array:
         columns = []
         for table in side:
-            rng = np.random.default_rng(derive_seed("bootstrap", seed, table.objective))
-            mean, means_R = _resample(table.values, table, rng, num_resamples)
+            mean, means_R = _resample(table.values, table, seed, num_resamples)
             columns.append(np.append(means_R, mean))  # the plain value last
         return combine(np.stack(columns, axis=1))
 
@@ -141,8 +143,7 @@ def _interval(
     total = np.zeros(num_resamples)
     value = 0.0
     for share, column, table in zip(shares, columns, tables, strict=True):
-        rng = np.random.default_rng(derive_seed("bootstrap", seed, table.objective))
-        mean, means_R = _resample(column, table, rng, num_resamples)
+        mean, means_R = _resample(column, table, seed, num_resamples)
         value += float(share) * mean
         total += share * means_R
     tail = (1.0 - level) / 2.0
@@ -150,16 +151,29 @@ def _interval(
     return Interval(value, float(low), float(high), level)
 
 
-def _resample(
-    column: Array, table: DocumentScores, rng: np.random.Generator, num_resamples: int
-) -> tuple[float, Array]:
+def _resample(column: Array, table: DocumentScores, seed: int, num_resamples: int) -> tuple[float, Array]:
     """The objective's value, and its value on each resample ``(R,)``."""
     member = table.extra.get("member", np.zeros(len(column)))
     weight = table.extra.get("weight", np.full(len(column), 1.0 / len(column)))
+    tasks = [member == index for index in np.unique(member)]
+    sizes = tuple(int(chosen.sum()) for chosen in tasks)
     total = np.zeros(num_resamples)
-    for index in np.unique(member):
-        chosen = member == index
-        size = int(chosen.sum())
-        counts_RD = rng.multinomial(size, np.full(size, 1.0 / size), size=num_resamples)
-        total += counts_RD @ (column[chosen] * weight[chosen])
+    for chosen, counts_RD in zip(tasks, _counts(table.objective, seed, sizes, num_resamples), strict=True):
+        total += counts_RD.astype(np.float64) @ (column[chosen] * weight[chosen])
     return float(column @ weight), total
+
+
+@lru_cache(maxsize=12)
+def _counts(objective: str, seed: int, sizes: tuple[int, ...], num_resamples: int) -> tuple[npt.NDArray[Any], ...]:
+    """How often each document of each task is drawn, ``(R, D)``; kept small, as many models share them."""
+    rng = np.random.default_rng(derive_seed("bootstrap", seed, objective))
+    found = []
+    for size in sizes:
+        counts_RD = rng.multinomial(size, np.full(size, 1.0 / size), size=num_resamples)
+        found.append(counts_RD.astype(np.min_scalar_type(int(counts_RD.max(initial=0)))))
+    return tuple(found)
+
+
+def forget_draws() -> None:
+    """Free the draws that intervals of the same documents share."""
+    _counts.cache_clear()

@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from evomerge.experiment.config import FinishConfig
+from evomerge.experiment.load import Experiment
 from evomerge.recipes.recipe import Hop, Merge, Node, Recipe, Route, Rule, Source, route_through
+from evomerge.terms import SplitName
 
 Experts = tuple[tuple[str, Source], ...]
+
+
+def baseline_key(name: str, split: SplitName) -> str:
+    """Job key of a baseline's evaluation."""
+    return f"baseline:{name}:{split}"
+
+
+def experiment_baselines(loaded: Experiment) -> dict[str, Recipe]:
+    """The baselines of an experiment by name; also with ``finish.baselines: false``."""
+    config = loaded.config
+    return baseline_recipes(loaded.base, loaded.experts, config.finish, config.dtype, loaded.depths, loaded.stages)
 
 
 def baseline_recipes(

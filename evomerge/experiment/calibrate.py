@@ -12,9 +12,11 @@ from dataclasses import replace
 
 from evomerge.errors import InvalidInput, UserError
 from evomerge.errors import Problem as InputProblem
-from evomerge.experiment.finish import baseline_job, baseline_key, score_jobs
+from evomerge.experiment.baselines import baseline_key
+from evomerge.experiment.finish import baseline_job, score_jobs
 from evomerge.experiment.load import Experiment
 from evomerge.experiment.recorder import RunRecorder
+from evomerge.experiment.split_scales import anchor_models
 from evomerge.runtime.executor import Executor
 from evomerge.search.anchors import AnchorScores
 from evomerge.search.base import Problem
@@ -28,13 +30,9 @@ PHASE = "base and experts"
 
 def needed_models(loaded: Experiment) -> tuple[str, ...]:
     """Baselines (``base``, ``expert NAME``) that have to be scored before the search."""
-    experts = [f"expert {name}" for name, _ in loaded.experts]
-    needed: dict[str, None] = {}
-    for anchor in loaded.rules.anchors:
-        names = ["base"] if anchor.kind == "base" else [str(anchor)] if anchor.expert else experts
-        needed |= dict.fromkeys(names)
+    needed = dict.fromkeys(anchor_models(loaded, loaded.rules.anchors))
     if _lays_grid(loaded):
-        needed |= dict.fromkeys(experts)
+        needed |= dict.fromkeys(f"expert {name}" for name, _ in loaded.experts)
     return tuple(needed)
 
 

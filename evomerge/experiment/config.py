@@ -167,6 +167,7 @@ class FinishConfig(Strict):
     task_arithmetic: tuple[float, ...] = (0.5, 0.7, 1.0)
     ties_density: float = Field(default=0.3, gt=0, le=1)
     top_k: int = Field(default=5, ge=1)
+    front_size: int = Field(default=20, ge=1)
     held_out: bool = True
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     bootstrap_samples: int = Field(default=10_000, ge=100)

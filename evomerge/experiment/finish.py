@@ -5,26 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from evomerge.experiment.baselines import baseline_recipes
+from evomerge.experiment.baselines import baseline_key, experiment_baselines
 from evomerge.experiment.load import Experiment
+from evomerge.experiment.objectives import Judge
 from evomerge.experiment.recorder import RunRecorder
 from evomerge.experiment.reporting import report_at_end
 from evomerge.experiment.search_loop import candidate_key
+from evomerge.experiment.split_scales import anchor_models, split_scales
 from evomerge.experiment.summary import build_summary, write_summary
 from evomerge.recipes.recipe import Recipe
 from evomerge.runtime.executor import Executor, Job
-from evomerge.search.front import feasible_front
+from evomerge.search.front import feasible_front, largest_subset
 from evomerge.store.events import Evaluated
 from evomerge.terms import SplitName, derive_seed
 
 
 class Interrupted(Exception):
     """A person asked to stop."""
-
-
-def baseline_key(name: str, split: SplitName) -> str:
-    """Job key of a baseline's evaluation."""
-    return f"baseline:{name}:{split}"
 
 
 def baseline_jobs(loaded: Experiment, done: Mapping[str, object]) -> Iterator[Job]:
@@ -34,10 +31,10 @@ def baseline_jobs(loaded: Experiment, done: Mapping[str, object]) -> Iterator[Jo
             yield baseline_job(loaded, name)
 
 
-def baseline_job(loaded: Experiment, name: str) -> Job:
-    """A baseline on the search documents."""
+def baseline_job(loaded: Experiment, name: str, split: SplitName = "search") -> Job:
+    """A baseline on the documents of a split."""
     seed = derive_seed(loaded.config.seed, "baseline", name)
-    return Job(baseline_key(name, "search"), _recipes(loaded)[name], "search", seed)
+    return Job(baseline_key(name, split), experiment_baselines(loaded)[name], split, seed)
 
 
 def score_jobs(
@@ -67,12 +64,7 @@ def score_jobs(
 
 
 def _baselines(loaded: Experiment) -> dict[str, Recipe]:
-    return _recipes(loaded) if loaded.config.finish.baselines else {}
-
-
-def _recipes(loaded: Experiment) -> dict[str, Recipe]:
-    config = loaded.config
-    return baseline_recipes(loaded.base, loaded.experts, config.finish, config.dtype, loaded.depths, loaded.stages)
+    return experiment_baselines(loaded) if loaded.config.finish.baselines else {}
 
 
 class Finish:
@@ -84,6 +76,7 @@ class Finish:
         executor: where jobs run.
         stop_requested: polled.
         idle_jobs: baselines that the search has not started.
+        judge: makes one number of several objectives.
     """
 
     def __init__(
@@ -93,12 +86,14 @@ class Finish:
         executor: Executor,
         stop_requested: Callable[[], bool],
         idle_jobs: Iterator[Job],
+        judge: Judge,
     ) -> None:
         self.loaded = loaded
         self.recorder = recorder
         self.executor = executor
         self.stop_requested = stop_requested
         self.idle_jobs = idle_jobs
+        self.judge = judge
         self.baselines = _baselines(loaded)
 
     def run(self, reason: str) -> dict[str, Any] | None:
@@ -110,23 +105,22 @@ class Finish:
         Returns:
             What summary.json holds; None when interrupted, then a resume goes on here.
         """
-        seed = self.loaded.config.seed
+        anchors = anchor_models(self.loaded, self.loaded.rules.normalise)
         try:
             self._score("baselines", self.idle_jobs)
             finalists = self._finalists()
             if self._has("validation") and len(finalists) > 1:
-                self._score("validation", (self._job("validation", number) for number in finalists))
+                jobs = [baseline_job(self.loaded, name, "validation") for name in anchors]
+                self._score("validation", [*jobs, *(self._job("validation", number) for number in finalists)])
             winner = self._winner(finalists)
             if self._has("held_out") and self.loaded.config.finish.held_out:
                 reported = finalists if self._many_objectives else [winner] if winner is not None else []
                 jobs = [self._job("held_out", number) for number in reported]
-                for name, recipe in self.baselines.items():
-                    job_seed = derive_seed(seed, "baseline", name)
-                    jobs.append(Job(baseline_key(name, "held_out"), recipe, "held_out", job_seed))
-                self._score("held-out", jobs)
+                names = dict.fromkeys([*self.baselines, *anchors])
+                self._score("held-out", [*jobs, *(baseline_job(self.loaded, name, "held_out") for name in names)])
         except Interrupted:
             return None
-        summary = build_summary(self.loaded, self.recorder, list(self.baselines), finalists, winner, reason)
+        summary = build_summary(self.loaded, self.recorder, self.judge, list(self.baselines), finalists, winner, reason)
         write_summary(self.recorder.run_dir, summary)
         report_at_end(self.recorder.run_dir, self.loaded, summary, self.recorder.view)
         return summary
@@ -144,11 +138,12 @@ class Finish:
         return Job(f"{split}:{candidate_key(number)}", recipe, split, seed)
 
     def _finalists(self) -> list[int]:
-        """The top k by scalar search fitness, equal recipes once; of a Pareto search only members of the front.
+        """The top k by scalar search fitness, equal recipes once; of a Pareto search the front.
 
-        Where candidates keep all constraints, only those.
+        Where candidates keep all constraints, only those. A front of more than ``finish.front_size`` members is cut to
+        the top k and those that add most hypervolume.
         """
-        outcomes = self.recorder.progress.outcomes
+        outcomes, settings = self.recorder.progress.outcomes, self.loaded.config.finish
         scored = [key for key in sorted(outcomes) if outcomes[key].evaluation.ok]
         fitness = {key: outcomes[key].evaluation.fitness for key in scored}
         missed = {key: self.recorder.violation(fitness[key]) for key in scored}
@@ -161,15 +156,21 @@ class Finish:
         distinct: dict[str, int] = {}
         for key in scored:
             distinct.setdefault(self.recorder.progress.candidates[key].recipe_id, key)
-        return list(distinct.values())[: self.loaded.config.finish.top_k]
+        finalists = list(distinct.values())
+        if not self._many_objectives:
+            return finalists[: settings.top_k]
+        rows = [fitness[key] for key in finalists]
+        chosen = largest_subset(rows, settings.front_size, range(min(settings.top_k, len(rows)))) if rows else []
+        return [finalists[row] for row in chosen]
 
     def _winner(self, finalists: list[int]) -> int | None:
         """The finalist with the best validation score; without validation documents the best of the search."""
-        validated = []
+        outcomes, validated = self.recorder.outcomes, []
+        scales = split_scales(self.loaded, outcomes, "validation", self.recorder.scales).values
         for number in finalists:
-            event = self.recorder.outcomes.get(f"validation:{candidate_key(number)}")
+            event = outcomes.get(f"validation:{candidate_key(number)}")
             if isinstance(event, Evaluated):
-                validated.append((self.recorder.scalarise(event.fitness)[0], -number))
+                validated.append((self.judge.scalarise(event.fitness, scales)[0], -number))
         if validated:
             return -max(validated)[1]
         return finalists[0] if finalists else None

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from pydantic import ValidationError
 
 from evomerge.engine.merge_to_disk import Progress, Told, merge_to_disk
-from evomerge.errors import UserError
+from evomerge.errors import InvalidInput, UserError
+from evomerge.experiment.config import ExperimentConfig
 from evomerge.experiment.load import Experiment, load_experiment
 from evomerge.recipes.recipe import Recipe
 from evomerge.search.front import feasible_front
+from evomerge.search.knee import knee
 from evomerge.store.dashboard import serve_dashboard
 from evomerge.store.event_log import EventLog
 from evomerge.store.events import Evaluated
@@ -23,6 +25,8 @@ from evomerge.store.manifest import load_manifest
 from evomerge.store.optuna_study import StudyProjection
 from evomerge.store.run_dir import RunDir
 from evomerge.store.run_state import CandidateRecord, RunState, read_state
+from evomerge.terms import SplitName
+from evomerge.yaml_files import pydantic_problems, read_yaml_mapping
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,15 @@ class OpenRun:
 
     run_dir: RunDir
     state: RunState
+
+    @cached_property
+    def config(self) -> ExperimentConfig:
+        """The run's experiment as it is written; its models need not be on this machine."""
+        path = self.run_dir.experiment_path
+        try:
+            return ExperimentConfig.model_validate(read_yaml_mapping(path))
+        except ValidationError as error:
+            raise InvalidInput(pydantic_problems(error, str(path), ExperimentConfig)) from None
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -85,6 +98,32 @@ def front_records(state: RunState) -> list[CandidateRecord]:
     return [record for record in state.ranked() if record.id in members]
 
 
+def knee_record(
+    state: RunState, records: Sequence[CandidateRecord], front_size: int
+) -> tuple[CandidateRecord | None, SplitName]:
+    """The member of the front at its knee, and the documents it was found on.
+
+    Those are the validation documents once the front was scored there, so that luck on the search documents does not
+    choose; never the held-out ones, which choose nothing.
+
+    Args:
+        state: what the log says.
+        records: the front.
+        front_size: how many members a finished run scores on validation documents.
+    """
+    events = [state.outcomes.get(f"validation:c{record.id}") for record in records]
+    split: SplitName = "search"
+    fitness = [record.fitness for record in records]
+    num_scored = min(len({record.asked.recipe_id for record in records}), front_size)
+    if sum(event is not None for event in events) >= num_scored:
+        on_validation = [event.fitness if isinstance(event, Evaluated) else None for event in events]
+        if any(on_validation):
+            fitness, split = on_validation, "validation"
+    scored = [(record, values) for record, values in zip(records, fitness) if values is not None]
+    place = knee([values for _, values in scored]) if scored else None
+    return (None if place is None else scored[place][0]), split
+
+
 def export(
     path: str | Path,
     out: str | Path,
@@ -99,7 +138,8 @@ def export(
     Args:
         path: run directory.
         out: new or empty directory; for ``front`` it gets one folder for each member.
-        candidate: ``best`` (the winner of a finished run, else the best so far), ``front``, or a candidate's id.
+        candidate: ``best`` (the winner of a finished run, else the best so far), ``knee`` (see
+            `evomerge.search.knee`), ``front``, or a candidate's id.
         progress: called with (bytes written, bytes in total).
         form: ``auto``, ``plain``, ``compact`` or ``mergekit``; but for routes only the first two.
         told: called with one line on the form that was written and why, where there are several.
@@ -109,7 +149,7 @@ def export(
     """
     opened = open_run(path)
     if candidate == "front":
-        chosen = [(record, Path(out) / f"candidate{record.id}") for record in front(path)]
+        chosen = [(record, Path(out) / f"candidate{record.id}") for record in front_records(opened.state)]
     else:
         chosen = [(find_candidate(opened, candidate), Path(out))]
     return [
@@ -155,7 +195,7 @@ def dashboard(path: str | Path, port: int = 8080, storage: str | None = None) ->
 
 
 def find_candidate(opened: OpenRun, candidate: str | int) -> CandidateRecord:
-    """A candidate of a run: ``best`` (the winner of a finished run, else the best so far), or by number.
+    """A candidate of a run: ``best`` (the winner of a finished run, else the best so far), ``knee``, or by number.
 
     Raises:
         UserError: there is no such candidate.
@@ -167,10 +207,17 @@ def find_candidate(opened: OpenRun, candidate: str | int) -> CandidateRecord:
         if record is None:
             raise UserError(f"{where}: no candidate has a fitness yet")
         return record
+    if candidate == "knee":
+        found, _ = knee_record(state, front_records(state), opened.config.finish.front_size)
+        if found is None:
+            raise UserError(f"{where}: no candidate has a fitness yet")
+        return found
     text = str(candidate).removeprefix("c")
     if not text.isdigit() or int(text) >= len(state.candidates):
         last = len(state.candidates) - 1
-        raise UserError(f"{where}: no candidate {candidate!r}; expected best, front, or a number from 0 to {last}")
+        raise UserError(
+            f"{where}: no candidate {candidate!r}; expected best, knee, front, or a number from 0 to {last}"
+        )
     return state.candidates[int(text)]
 
 
@@ -225,16 +272,3 @@ def _splits(documents: Mapping[str, Any]) -> dict[str, str]:
                 counts[role] = counts.get(role, 0) + len(split["ids"])
         found[plan["name"]] = ", ".join(f"{count} {role.replace('_', '-')}" for role, count in counts.items())
     return found
-
-
-def choose(records: list[CandidateRecord], weights: list[float]) -> CandidateRecord | None:
-    """The record with the best weighted sum of fitness.
-
-    Args:
-        records: usually a front.
-        weights: ``(M,)``.
-    """
-    if not records:
-        return None
-    values = [float(np.dot(record.fitness or (), weights)) for record in records]
-    return records[int(np.argmax(values))]

@@ -125,9 +125,16 @@ class Judge:
     one_number: Callable[[Fitness], Fitness]
     many: bool
 
-    def scalarise(self, fitness: Fitness) -> Fitness:
-        """The one number ``(1,)`` of raw fitness, by which candidates are compared for "best"."""
-        return self.one_number(self.calibration.told(fitness))
+    def scalarise(self, fitness: Fitness, scales: Sequence[float] | None = None) -> Fitness:
+        """The one number ``(1,)`` of raw fitness, by which candidates are compared for "best".
+
+        Args:
+            fitness: ``(M,)``.
+            scales: ``(M,)``, what it is divided by on other documents than the search's.
+        """
+        if scales is None:
+            return self.one_number(self.calibration.told(fitness))
+        return self.one_number(tuple(value / scale for value, scale in zip(fitness, scales, strict=True)))
 
     def told(self, fitness: Fitness) -> Fitness:
         """What the optimizer is told of raw fitness."""

@@ -207,7 +207,7 @@ def _search(
     recorder.judge_by(progress, judge.scalarise, judge.constrain, calibration.scales)
     racer = build_racer(loaded, opening.plan, recorder, judge.told, optimizer.population_size)
     baselines = baseline_jobs(loaded, dict(recorder.outcomes))
-    finish = Finish(loaded, recorder, executor, stop_requested, baselines)
+    finish = Finish(loaded, recorder, executor, stop_requested, baselines, judge)
     loop = SearchLoop(
         optimizer, space, executor, recorder, progress=progress, scalarise=judge.told, constrain=judge.constrain,
         seed=config.seed, limits=Limits(config.budget.evaluations, config.budget.wall_time),

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import statistics as plain
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from evomerge.errors import UserError
 from evomerge.evaluation.cost_fitness import UNITS
-from evomerge.evaluation.statistics import Interval, combined_interval, paired_difference, score_interval
+from evomerge.evaluation.statistics import Interval, combined_interval, forget_draws, paired_difference, score_interval
+from evomerge.experiment.front_data import front_data
+from evomerge.experiment.front_view import view_of
 from evomerge.experiment.load import Experiment
+from evomerge.experiment.objectives import Judge
 from evomerge.experiment.racing_summary import racing_summary
 from evomerge.experiment.recorder import RunRecorder
 from evomerge.experiment.search_loop import candidate_key
+from evomerge.experiment.split_scales import split_scales
 from evomerge.files import atomic_write_json
 from evomerge.search.catalogue import SPECS
 from evomerge.store.events import Evaluated
@@ -25,18 +30,31 @@ from evomerge.terms import SPLITS, Array, DocumentScores, SplitName, derive_seed
 class _Scores:
     """Reads evaluations by key, with their per-document scores."""
 
-    def __init__(self, loaded: Experiment, recorder: RunRecorder) -> None:
+    def __init__(self, loaded: Experiment, recorder: RunRecorder, judge: Judge) -> None:
         self.recorder = recorder
+        self.judge = judge
         self.reported = loaded.report
         self.settings = loaded.config.finish
         self.seed = derive_seed(loaded.config.seed, "bootstrap")
         self.scalarisation = loaded.config.scalarisation
-        pairs = list(zip(recorder.objectives, recorder.scales))
+        self.scales = {split: split_scales(loaded, recorder.outcomes, split, recorder.scales) for split in SPLITS}
+        objectives = recorder.objectives
         # What has no share in the scalar value (costs) has none in its interval either.
-        used = [pair for pair in (pairs[:1] if self.scalarisation == "first" else pairs) if pair[0].weight]
+        self.used = [
+            place
+            for place, objective in enumerate(objectives[:1] if self.scalarisation == "first" else objectives)
+            if objective.weight
+        ]
+        self.names = {objectives[place].name for place in self.used}
+
+    def shares(self, split: SplitName) -> list[float]:
+        """Share of each used objective's natural score in the scalar value.
+
+        Tables hold natural directions; a lowered metric counts negatively, as it does in the fitness.
+        """
+        used = [(self.recorder.objectives[place], self.scales[split].values[place]) for place in self.used]
         total = sum(objective.weight for objective, _ in used)
-        # Tables hold natural directions; a lowered metric counts negatively, as it does in the fitness.
-        self.shares = {objective.name: objective.natural(objective.weight) / total / scale for objective, scale in used}
+        return [objective.natural(objective.weight) / total / scale for objective, scale in used]
 
     def event(self, key: str) -> Evaluated | None:
         found = self.recorder.outcomes.get(key)
@@ -48,36 +66,40 @@ class _Scores:
     def searched(self, event: Evaluated) -> list[DocumentScores] | None:
         """Tables of the objectives that make up the scalar value; None when one has none."""
         found = {table.objective: table for table in self.tables(event)}
-        return [found[name] for name in self.shares] if set(self.shares) <= set(found) else None
+        names = [self.recorder.objectives[place].name for place in self.used]
+        return [found[name] for name in names] if self.names <= set(found) else None
 
     def interval(self, event: Evaluated) -> Interval | None:
         tables = self.searched(event)
         if tables is None:
             return None
         if self._is_linear:
-            return score_interval(tables, weights=list(self.shares.values()), **self._options())
-        return combined_interval(tables, self._combined, **self._options())
+            return score_interval(tables, weights=self.shares(_split(event)), **self._options())
+        return combined_interval(tables, self._combined(_split(event)), **self._options())
 
     def paired(self, event: Evaluated, other: Evaluated) -> Interval | None:
         mine, theirs = self.searched(event), self.searched(other)
         if mine is None or theirs is None:
             return None
         if self._is_linear:
-            return paired_difference(mine, theirs, weights=list(self.shares.values()), **self._options())
-        return combined_interval(mine, self._combined, theirs, **self._options())
+            return paired_difference(mine, theirs, weights=self.shares(_split(event)), **self._options())
+        return combined_interval(mine, self._combined(_split(event)), theirs, **self._options())
 
     @property
     def _is_linear(self) -> bool:
         return self.scalarisation in ("weighted_mean", "first")
 
-    def _combined(self, scores: Array) -> Array:
-        """The one number of each row of natural scores ``(R, M)``."""
-        objectives = self.recorder.objectives
-        fitness = np.zeros((len(scores), len(objectives)))  # what has no share (costs) may be anything
-        for column, name in enumerate(self.shares):
-            place = next(at for at, objective in enumerate(objectives) if objective.name == name)
-            fitness[:, place] = objectives[place].natural(1.0) * scores[:, column]
-        return np.array([self.recorder.scalarise(tuple(row))[0] for row in fitness.tolist()])
+    def _combined(self, split: SplitName) -> Callable[[Array], Array]:
+        """The function from natural scores ``(R, M)`` to their one number ``(R,)``."""
+        objectives, scales = self.recorder.objectives, self.scales[split].values
+
+        def combine(scores: Array) -> Array:
+            fitness = np.zeros((len(scores), len(objectives)))  # what has no share (costs) may be anything
+            for column, place in enumerate(self.used):
+                fitness[:, place] = objectives[place].natural(1.0) * scores[:, column]
+            return np.array([self.judge.scalarise(tuple(row), scales)[0] for row in fitness.tolist()])
+
+        return combine
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -101,7 +123,7 @@ class _Scores:
                 scores[config.name] = event.metrics[f"{config.name}/value"]
         interval = self.interval(event)
         return {
-            "value": self.recorder.scalarise(event.fitness)[0],
+            "value": self.judge.scalarise(event.fitness, self.scales[_split(event)].values)[0],
             "low": interval.low if interval else None,
             "high": interval.high if interval else None,
             "scores": scores,
@@ -109,16 +131,21 @@ class _Scores:
         }
 
 
+def _split(event: Evaluated) -> SplitName:
+    return next(split for split in SPLITS if split == event.split)
+
+
 def build_summary(
     loaded: Experiment,
     recorder: RunRecorder,
+    judge: Judge,
     baselines: list[str],
     finalists: list[int],
     winner: int | None,
     reason: str,
 ) -> dict[str, Any]:
     """What summary.json holds: every scored model on every split, and the winner against each baseline."""
-    scores = _Scores(loaded, recorder)
+    scores = _Scores(loaded, recorder, judge)
     state = read_state(recorder.log.read())
     candidates = recorder.progress.candidates
     rows = []
@@ -143,6 +170,7 @@ def build_summary(
         "reported_only": [config.name for config in loaded.report],
         "scalarisation": loaded.config.scalarisation,
         "normalise": [str(anchor) for anchor in loaded.rules.normalise],
+        "normalised_on": {split: list(scores.scales[split].splits) for split in SPLITS},
         "constraints": [constraint.text for constraint in loaded.rules.constraints],
         "confidence": loaded.config.finish.confidence,
         "documents": {split: _num_documents(scores, split) for split in SPLITS},
@@ -156,10 +184,12 @@ def build_summary(
             "chosen_on": "validation" if validated else "search",
         },
         "racing": _racing(loaded, recorder, state),
+        "front": _front(loaded, recorder, state, winner),
         "rows": [row for row in rows if any(row[split] for split in SPLITS)],
         "comparison": _comparison(scores, winner, baselines),
         "cost": {"wall_seconds": state.elapsed_seconds, **cost},
     }
+    forget_draws()
     return summary
 
 
@@ -169,6 +199,14 @@ def _racing(loaded: Experiment, recorder: RunRecorder, state: RunState) -> dict[
         return None
     many = SPECS[loaded.config.optimizer.name].multi_objective and len(recorder.objectives) > 1
     return racing_summary(state, loaded.config.racing.rule, many, lambda fitness: recorder.scalarise(fitness)[0])
+
+
+def _front(loaded: Experiment, recorder: RunRecorder, state: RunState, winner: int | None) -> dict[str, Any] | None:
+    """The front with intervals, None with one objective."""
+    if len(recorder.objectives) < 2:
+        return None
+    view = view_of(recorder.run_dir, loaded.config, state, winner)
+    return front_data(view, loaded.problem().num_objectives > 1)
 
 
 def _units(loaded: Experiment, recorder: RunRecorder) -> dict[str, str]:
@@ -199,7 +237,7 @@ def _num_documents(scores: _Scores, split: SplitName) -> int:
     for key in scores.recorder.outcomes:
         event = scores.event(key)
         if event is not None and event.split == split:
-            return sum(len(table.document_ids) for table in scores.tables(event) if table.objective in scores.shares)
+            return sum(len(table.document_ids) for table in scores.tables(event) if table.objective in scores.names)
     return 0
 
 

@@ -8,9 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from evomerge.reports.front_table import front_lines, front_table, members, reported_split, short_list
 from evomerge.reports.progress import format_seconds
 from evomerge.terms import with_unit
 
+MAX_MEMBERS = 8
 ONE_NUMBER = {"weighted_mean": "mean", "harmonic_mean": "harmonic mean"}
 
 
@@ -22,10 +24,29 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         console: where to.
     """
     console.print(score_table(summary))
+    front = searched_front(summary)
+    if front is not None:
+        console.print(summary_front_table(summary, front))
     if summary["comparison"]:
         console.print(comparison_table(summary))
     for line in closing_lines(summary):
         console.print(line, markup=False, highlight=False)
+
+
+def searched_front(summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The front, where the search was for one and it has more than one member."""
+    front = summary.get("front")
+    return front if front and front["is_searched"] and len(members(front)) > 1 else None
+
+
+def summary_front_table(summary: Mapping[str, Any], front: Mapping[str, Any]) -> Table:
+    """Some members of the front on the documents nobody searched where there are any, the rest only counted."""
+    split = reported_split(front)
+    shown = short_list(front, split, MAX_MEMBERS)
+    total = len(members(front))
+    some = f"{len(shown)} of {total} members" if len(shown) < total else f"{total} members"
+    title = f"The front, {some}, on the {split.replace('_', '-')} documents"
+    return front_table(front, split, title, shown)
 
 
 def score_table(summary: Mapping[str, Any]) -> Table:
@@ -44,6 +65,8 @@ def score_table(summary: Mapping[str, Any]) -> Table:
     for row in sorted(summary["rows"], key=lambda row: -_value(row, split)):
         scores = row[split]
         if not scores:  # finalists that validation left behind
+            continue
+        if row["kind"] == "finalist" and searched_front(summary) is not None:  # they have a table of their own
             continue
         interval = f"{scores['low']:.3f}-{scores['high']:.3f}" if scores["low"] is not None else ""
         cells = [_number(scores["scores"].get(name), units.get(name, "")) for name in names]
@@ -84,6 +107,10 @@ def closing_lines(summary: Mapping[str, Any]) -> list[str]:
             winner["chosen_on"]
         ]
         lines.append(f"winner: candidate {winner['candidate']} ({how}), recipe {winner['recipe_id']}")
+    front = searched_front(summary)
+    if front is not None:
+        lines += front_lines(front, reported_split(front))
+        lines.append(f"all members, and how to choose one: evomerge front {summary['run_dir']}")
     cost = summary["cost"]
     lines.append(
         f"{summary['evaluations']} evaluations ({summary['failed']} failed) in {format_seconds(cost['wall_seconds'])}; "

@@ -20,7 +20,7 @@ EXPERIMENTS = sorted(preset_dir("experiments").rglob("*.yaml"))
 
 def test_there_are_experiments() -> None:
     names = {path.stem for path in EXPERIMENTS}
-    assert {"quickstart", "cross_lingual_math", "cross_lingual_math_pareto", "evollm_jp_ps"} <= names
+    assert {"quickstart", "cross_lingual_math", "nsga2_zoo", "evollm_jp_ps"} <= names
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

@@ -1,11 +1,12 @@
 """Fronts, ranks and hypervolume against cases worked out by hand. Fitness is maximised."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 
-from evomerge.search.front import hypervolume, non_dominated, pareto_ranks
+from evomerge.search.front import hypervolume, largest_subset, learnt_reference, non_dominated, pareto_ranks
 
 # Three points on the front, one dominated by the middle one, one copy of the first.
 ROWS = [[1.0, 3.0], [2.0, 2.0], [3.0, 1.0], [2.0, 1.0], [1.0, 3.0]]
@@ -76,3 +77,27 @@ def test_wrong_shapes_are_refused() -> None:
         hypervolume(ROWS, [0.0, math.nan])
     with pytest.raises(ValueError, match="shape"):
         non_dominated([1.0, 2.0])
+
+
+def test_a_subset_keeps_what_it_must_and_what_dominates_most() -> None:
+    angle = np.linspace(0, np.pi / 2, 40)
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1) * [1e6, 1e-3]
+    chosen = largest_subset(circle, 5, always=[7])
+    assert len(chosen) == 5
+    assert 7 in chosen
+    assert chosen == sorted(chosen)
+    reference = learnt_reference(circle)
+    whole, part = hypervolume(circle, reference), hypervolume(circle[chosen], reference)
+    crowded = hypervolume(circle[5:10], reference)
+    assert part > 0.9 * whole > crowded
+    assert largest_subset(circle, 40) == largest_subset(circle, 60) == list(range(40))
+
+
+def test_a_greedy_subset_is_as_good_as_any_of_a_small_front() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.random((80, 3))
+    rows = rows[non_dominated(rows)][:8]
+    scaled = (rows - rows.min(axis=0)) / np.ptp(rows, axis=0)
+    reference = learnt_reference(scaled)
+    volumes = [hypervolume(scaled[list(some)], reference) for some in itertools.combinations(range(8), 4)]
+    assert hypervolume(scaled[largest_subset(rows, 4)], reference) >= (1 - 1 / np.e) * max(volumes)
