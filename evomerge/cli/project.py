@@ -14,14 +14,17 @@ def command(
     run: RunArgument,
     storage: Annotated[
         str | None,
-        typer.Argument(help="Optuna storage URL, for example sqlite:///runs.db; default: the run's own journal."),
+        typer.Argument(help="Optuna storage URL, for example sqlite:///runs.db; default: the run's own place."),
     ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the study; default: the run's name.")] = None,
     stage: StageName = None,
 ) -> None:
-    """Write a run's Optuna study anew from its event log."""
+    """Write a run's Optuna study anew from its event log, in place of what the storage holds of this run."""
     from evomerge.experiment.inspecting import project
     from evomerge.store.stage_list import stage_path
+    from evomerge.store.study_names import shown
 
     run = stage_path(run, stage)
-    count = project(run, storage)
-    stdout.print(f"{count} trials in {storage or run / 'study.journal'}", markup=False, highlight=False)
+    count = project(run, storage, name)
+    place = shown(storage) if storage else f"the study of {run}"
+    stdout.print(f"{count} trials in {place}", markup=False, highlight=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from evomerge.engine.merge_to_disk import Progress, Told, merge_to_disk
 from evomerge.errors import InvalidInput, UserError
+from evomerge.experiment.about_run import about_run
 from evomerge.experiment.config import ExperimentConfig
 from evomerge.experiment.load import Experiment, load_experiment
 from evomerge.recipes.recipe import Recipe
@@ -158,40 +159,68 @@ def export(
     ]
 
 
-def project(path: str | Path, storage: str | None = None) -> int:
-    """Write a run's Optuna study anew from its event log.
+def project(path: str | Path, storage: str | None = None, study_name: str | None = None) -> int:
+    """Write a run's Optuna study anew from its event log; what the storage holds of this run is replaced.
 
     Args:
         path: run directory.
-        storage: an Optuna storage URL; None = the run's own journal.
+        storage: an Optuna storage URL; None = where the run keeps its study, by default its own journal.
+        study_name: of the study; None = the run's name.
 
     Returns:
         Number of trials.
 
     Raises:
-        UserError: there is no run, it goes on and writes its journal itself, or the storage cannot be used.
+        UserError: there is no run, it goes on and writes this storage itself, the storage cannot be used, or it holds a
+            study of that name of another run.
     """
     opened = open_run(path)
-    assert opened.state.started is not None
-    locked = None if storage else RunDir.open(path, exclusive=True)
+    resolved = read_yaml_mapping(opened.run_dir.experiment_path)
+    place = storage or resolved.get("storage")
+    # The run itself may be writing to its own place.
+    locked = None if storage and storage != resolved.get("storage") else RunDir.open(path, exclusive=True)
     try:
-        study = StudyProjection(storage or opened.run_dir.study_path, opened.state.started)
-        try:
-            return study.rebuild(opened.state)
-        finally:
-            study.close()
+        about = about_run(resolved, Path(path), read_summary(opened.run_dir))
+        if place:
+            return _project_into(place, opened.state, study_name, about)
+        # A new file, so that the study keeps its number and a kill leaves the old one.
+        fresh = opened.run_dir.study_path.with_name("study.journal.new")
+        fresh.unlink(missing_ok=True)
+        count = _project_into(fresh, opened.state, study_name, about)
+        fresh.replace(opened.run_dir.study_path)
+        return count
     finally:
         if locked is not None:
             locked.close()
 
 
-def dashboard(path: str | Path, port: int = 8080, storage: str | None = None) -> None:
+def _project_into(place: str | Path, state: RunState, study_name: str | None, about: str) -> int:
+    assert state.started is not None
+    study = StudyProjection(place, state.started, study_name, about=about)
+    try:
+        return study.rebuild(state)
+    finally:
+        study.close()
+
+
+def dashboard(
+    path: str | Path, port: int = 8080, storage: str | None = None, ready: Callable[[str], None] | None = None
+) -> None:
     """Serve Optuna Dashboard for a run on the loopback address until interrupted.
+
+    Args:
+        path: run directory.
+        port: TCP port, 0 = any free one.
+        storage: an Optuna storage URL; None = where the run keeps its study, by default its own journal.
+        ready: called with the address once it is listening.
 
     Raises:
         UserError: there is no run or no study, or the port is taken.
     """
-    serve_dashboard(RunDir.open(path), port, storage)
+    run_dir = RunDir.open(path)
+    if storage is None and run_dir.experiment_path.is_file():
+        storage = read_yaml_mapping(run_dir.experiment_path).get("storage")
+    serve_dashboard(run_dir, port, storage, ready)
 
 
 def find_candidate(opened: OpenRun, candidate: str | int) -> CandidateRecord:

@@ -15,8 +15,10 @@ from typing import Any
 
 import evomerge
 from evomerge.evaluation.documents import DocumentPlan, plan_documents
+from evomerge.experiment.about_run import about_run
 from evomerge.experiment.calibrate import calibrated_problem, settle_calibration
 from evomerge.experiment.finish import Finish, Interrupted, baseline_jobs
+from evomerge.experiment.live_report import LiveReport
 from evomerge.experiment.load import Experiment, load_experiment
 from evomerge.experiment.objectives import build_judge
 from evomerge.experiment.prepare import (
@@ -33,6 +35,7 @@ from evomerge.experiment.racing import build_racer
 from evomerge.experiment.racing_problems import check_racing
 from evomerge.experiment.recorder import SEARCH, RunRecorder
 from evomerge.experiment.replay import know, replay
+from evomerge.experiment.reporting import report_at_end
 from evomerge.experiment.result import RunResult
 from evomerge.experiment.search_loop import Limits, SearchLoop
 from evomerge.experiment.stage_runs import begin_stages, resume_stages
@@ -172,15 +175,22 @@ def _drive(opening: _Opening, view: ProgressView, stack: ExitStack) -> RunResult
     stack.callback(executor.close)
     stop = stack.enter_context(StopRequest(interrupt_at_once=config.runtime.executor == "inline"))
     log.append(opening.event)
-    projection = LiveProjection(config.storage or folder.study_path, state.started, state)
+    about = about_run(loaded.resolved, folder.path)
+    projection = LiveProjection(config.storage or folder.study_path, state.started, state, about)
     stack.callback(projection.close)
+    live = LiveReport(folder)
+    stack.callback(live.close)
     recorder = RunRecorder(folder, log, projection, decode=space.decode, started=state.started, view=view)
     recorder.replayed(state.outcomes)
     try:
         reason, summary = _search(opening, state, recorder, executor, lambda: stop.stop_requested)
     except (KeyboardInterrupt, Interrupted):
         reason, summary = "interrupted", None
+    if summary is not None:
+        projection.set_about(about_run(loaded.resolved, folder.path, summary))
     log.append(RunFinished(reason, time.time()))
+    live.close()
+    report_at_end(folder, loaded, summary, view)
     return RunResult(folder.path, reason, summary, recorder.num_failed)
 
 

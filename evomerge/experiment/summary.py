@@ -21,7 +21,7 @@ from evomerge.experiment.search_loop import candidate_key
 from evomerge.experiment.split_scales import split_scales
 from evomerge.files import atomic_write_json
 from evomerge.search.catalogue import SPECS
-from evomerge.store.events import Evaluated
+from evomerge.store.events import Evaluated, Stopped
 from evomerge.store.run_dir import RunDir
 from evomerge.store.run_state import RunState, read_state
 from evomerge.terms import SPLITS, Array, DocumentScores, SplitName, derive_seed
@@ -156,7 +156,8 @@ def build_summary(
         rows.append(_row(scores, kind, f"{kind} c{number}", keys))
     for name in baselines:
         rows.append(_row(scores, "baseline", name, {split: f"baseline:{name}:{split}" for split in SPLITS}))
-    done = [event for event in state.outcomes.values() if isinstance(event, Evaluated) and event.candidate is not None]
+    ended = [event for event in state.outcomes.values() if isinstance(event, Evaluated | Stopped)]
+    done = [event for event in ended if event.candidate is not None]
     cost = {part: _mean([getattr(e.seconds, part) for e in done]) for part in ("merge", "forward", "metric", "wait")}
     validated = winner is not None and scores.event(f"validation:{candidate_key(winner)}") is not None
     summary = {

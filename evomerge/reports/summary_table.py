@@ -49,9 +49,14 @@ def summary_front_table(summary: Mapping[str, Any], front: Mapping[str, Any]) ->
     return front_table(front, split, title, shown)
 
 
-def score_table(summary: Mapping[str, Any]) -> Table:
-    """Every scored model, best first, on the documents nobody searched where there are any."""
-    split = "held_out" if any(row["held_out"] for row in summary["rows"]) else "search"
+def score_table(summary: Mapping[str, Any], split: str | None = None) -> Table:
+    """Every scored model, best first.
+
+    Args:
+        summary: what summary.json holds.
+        split: whose documents; None = those nobody searched, where there are any.
+    """
+    split = split or ("held_out" if any(row["held_out"] for row in summary["rows"]) else "search")
     title = f"{summary['name']}: scores on {_documents(summary, split)} {split.replace('_', '-')} documents"
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     table.add_column("model", no_wrap=True)
@@ -61,7 +66,8 @@ def score_table(summary: Mapping[str, Any]) -> Table:
     table.add_column(f"{summary['confidence']:.0%} interval", justify="right")
     for name in names:
         table.add_column(name + (" *" if name in summary["reported_only"] else ""), justify="right", overflow="fold")
-    table.add_column("on search", justify="right")
+    if split != "search":
+        table.add_column("on search", justify="right")
     for row in sorted(summary["rows"], key=lambda row: -_value(row, split)):
         scores = row[split]
         if not scores:  # finalists that validation left behind
@@ -71,8 +77,8 @@ def score_table(summary: Mapping[str, Any]) -> Table:
         interval = f"{scores['low']:.3f}-{scores['high']:.3f}" if scores["low"] is not None else ""
         cells = [_number(scores["scores"].get(name), units.get(name, "")) for name in names]
         style = "bold" if row["kind"] == "winner" else ""
-        on_search = _number((row["search"] or {}).get("value"))
-        table.add_row(row["name"], _number(scores["value"]), interval, *cells, on_search, style=style)
+        on_search = [_number((row["search"] or {}).get("value"))] if split != "search" else []
+        table.add_row(row["name"], _number(scores["value"]), interval, *cells, *on_search, style=style)
     if summary["reported_only"]:
         table.caption = "* reported only: not searched, not in the mean"
         table.caption_justify = "left"

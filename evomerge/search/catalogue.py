@@ -63,7 +63,6 @@ _ALL = (
         max_genes=500,
         paper="Hansen 2016, https://arxiv.org/abs/1604.00772; defaults of https://arxiv.org/abs/2403.13187",
         races_one=True,
-        race_place=0.5,
     ),
     OptimizerSpec(
         name="sep_cma",
@@ -73,7 +72,6 @@ _ALL = (
         min_genes=2,
         paper="Ros and Hansen 2008, https://inria.hal.science/inria-00287367",
         races_one=True,
-        race_place=0.5,
     ),
     OptimizerSpec(
         name="catcma",
@@ -84,7 +82,6 @@ _ALL = (
         max_genes=500,
         paper="Hamano et al. 2025, https://arxiv.org/abs/2504.07884",
         races_one=True,
-        race_place=0.5,
     ),
     OptimizerSpec(
         name="xnes",
@@ -95,7 +92,6 @@ _ALL = (
         max_genes=256,
         paper="Glasmachers et al. 2010, https://dl.acm.org/doi/10.1145/1830483.1830557",
         races_one=True,
-        race_place=0.5,
     ),
     OptimizerSpec(
         name="random",

@@ -7,5 +7,5 @@
 - ``score_store``: per-document scores of each evaluation.
 - ``front_file``: the front and the best recipe, checkpointed.
 - ``manifest``: with what the run was made, and what changed since.
-- ``optuna_study``, ``live_projection``, ``dashboard``: the Optuna study as a disposable picture of the log.
+- ``optuna_study``, ``study_*``, ``live_projection``, ``dashboard*``: the Optuna study pictures the log.
 """

@@ -54,6 +54,11 @@ class RunStarted:
     normalise: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
 
+    @property
+    def run_id(self) -> str:
+        """Different for every run, also of one experiment."""
+        return f"{self.experiment_fingerprint}@{self.time!r}"
+
 
 @dataclass(frozen=True)
 class Calibrated:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from evomerge.store.events import Asked, Ended, RunStarted
 from evomerge.store.run_state import RunState
+from evomerge.store.study_names import shown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,15 +34,15 @@ class LiveProjection:
         storage: journal path or Optuna storage URL.
         started: the run's first event.
         state: what the log held when this process began, added first.
-        study_name: None takes the run's name.
+        about: markdown on the experiment for the study's note.
     """
 
     def __init__(
-        self, storage: str | Path, started: RunStarted, state: RunState | None = None, study_name: str | None = None
+        self, storage: str | Path, started: RunStarted, state: RunState | None = None, about: str = ""
     ) -> None:
         self._storage = storage
         self._started = started
-        self._study_name = study_name
+        self._about = about
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._failed = threading.Event()
         if state is not None:
@@ -59,16 +60,16 @@ class LiveProjection:
         """Project one finished evaluation soon."""
         self._put(lambda study: study.add(outcome, asked))
 
-    def set_note(self, markdown: str) -> None:
-        """Replace the study's note soon."""
-        self._put(lambda study: study.set_note(markdown))
+    def set_about(self, about: str) -> None:
+        """Say this of the experiment in the study's note soon."""
+        self._put(lambda study: study.set_about(about))
 
     def close(self, timeout_seconds: float = 10.0) -> bool:
         """Finish what is queued and stop; whether all of it was projected."""
         self._tasks.put(None)
         self._thread.join(timeout_seconds)
         if self._thread.is_alive():
-            _logger.warning("%s: the Optuna projection is slow and was left unfinished", self._storage)
+            _logger.warning("%s: the Optuna projection is slow and was left unfinished", shown(self._storage))
         return not self._thread.is_alive() and not self.failed
 
     def _put(self, task: _Task) -> None:
@@ -80,7 +81,7 @@ class LiveProjection:
             # Importing Optuna takes a second that the first candidates need not wait for.
             from evomerge.store.optuna_study import StudyProjection
 
-            study = StudyProjection(self._storage, self._started, self._study_name)
+            study = StudyProjection(self._storage, self._started, about=self._about)
             while (task := self._tasks.get()) is not None:
                 task(study)
             study.close()
@@ -88,7 +89,7 @@ class LiveProjection:
             self._failed.set()
             _logger.warning(
                 "%s: the Optuna projection stopped (%s: %s); the run goes on and `evomerge project` can rebuild it",
-                self._storage,
+                shown(self._storage),
                 type(error).__name__,
-                error,
+                shown(str(error)),
             )

@@ -11,33 +11,27 @@ compare page puts beside the search; the study's note lists them too.
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evomerge.errors import UserError
-from evomerge.store.event_log import complete_size
 from evomerge.store.events import Asked, Ended, Evaluated, Failed, RunStarted, Stopped
 from evomerge.store.run_state import RunState
 from evomerge.store.study_columns import Column, plan_columns
+from evomerge.store.study_names import BASELINES_SUFFIX, PROJECTED_ATTRIBUTE, RUN_ATTRIBUTE, shown
+from evomerge.store.study_note import study_note
+from evomerge.store.study_storage import open_to_write, storage_error
 from evomerge.terms import GeneKind
 
 DEFAULT_CAP = 64
-BASELINES_SUFFIX = " baselines"
 
-# An append holds the journal's lock for milliseconds; a lock this old was left by a killed process.
-_STALE_LOCK_SECONDS = 1.0
-_RUN_ATTRIBUTE = "run"
 _METRIC_NAMES = "study:metric_names"
 _NOTE_VERSION, _NOTE_TEXT, _NOTE_PIECE = "dashboard:note_ver", "dashboard:note_str:", 2000
 
@@ -49,8 +43,8 @@ class StudyProjection:
         storage: path of a journal file, or an Optuna storage URL (``sqlite:///...``, ``postgresql://...``).
         started: the run's first event: name, objectives, genes.
         study_name: None takes the run's name.
-        cap: most parameters per trial; longer genotypes are shown as means over gene groups.
-        note: markdown shown with the study, None writes a short description of the run.
+        cap: most parameters per trial; longer genotypes are shown by their gene groups.
+        about: markdown on the experiment for the study's note; "" leaves what an earlier session wrote.
 
     Raises:
         UserError: the storage cannot be opened, or holds a study of this name that belongs to another run.
@@ -62,16 +56,16 @@ class StudyProjection:
         started: RunStarted,
         study_name: str | None = None,
         cap: int = DEFAULT_CAP,
-        note: str | None = None,
+        about: str = "",
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.study_name = study_name or started.name
         self._storage_name = str(storage)
         self._started = started
         self._columns = plan_columns(started.genes, started.gene_groups, cap)
-        self._distributions = {column.name: _distribution(column) for column in self._columns}
-        self._own_note = note
-        self._storage = _open_storage(self._storage_name)
+        self._distributions = {column.name: distribution_of(column) for column in self._columns}
+        self._about = about
+        self._storage = open_to_write(self._storage_name)
         self._study: optuna.Study
         self._baselines: optuna.Study | None
         self._keys: set[str]
@@ -117,15 +111,16 @@ class StudyProjection:
 
     def rebuild(self, state: RunState) -> int:
         """Delete the study and its baselines and write them anew from the log; how many trials."""
-        for study in self._studies():
-            optuna.delete_study(study_name=study.study_name, storage=self._storage)
-        self._open()
+        if self._keys:
+            for study in self._studies():
+                optuna.delete_study(study_name=study.study_name, storage=self._storage)
+            self._open()
         return self.sync(state)
 
-    def set_note(self, markdown: str) -> None:
-        """Replace the note shown with the study, for example by the final table."""
-        self._own_note = markdown
-        self._write_note(markdown)
+    def set_about(self, about: str) -> None:
+        """Say this of the experiment in the study's note from now on."""
+        self._about = about
+        self._write_description()
 
     def close(self) -> None:
         """Free the storage's connections."""
@@ -139,24 +134,23 @@ class StudyProjection:
         self._baselines = self._open_study(baselines_name) if baselines_name in names else None
         trials = [trial for study in self._studies() for trial in study.get_trials(deepcopy=False)]
         self._keys = {trial.user_attrs["key"] for trial in trials if "key" in trial.user_attrs}
-        if fresh:
+        if fresh or self._about:
             self._write_description()
 
     def _studies(self) -> list[optuna.Study]:
         return [study for study in (self._study, self._baselines) if study is not None]
 
     def _write_description(self) -> None:
-        if self._own_note is None:
-            trials = [] if self._baselines is None else self._baselines.get_trials(deepcopy=False)
-            values = {trial.user_attrs["baseline"]: trial.values for trial in trials if trial.values is not None}
-            self._write_note(describe_run(self._started, self._columns, values))
-        else:
-            self._write_note(self._own_note)
+        trials = [] if self._baselines is None else self._baselines.get_trials(deepcopy=False)
+        values = {trial.user_attrs["baseline"]: trial.values for trial in trials if trial.values is not None}
+        self._write_note(study_note(self._started, self._columns, values, self._about))
 
     def _write_note(self, markdown: str) -> None:
         """Write a note in the dashboard's own form; importing its package costs seconds of a starting run."""
         study_id, storage = self._study._study_id, self._storage
         old = storage.get_study_system_attrs(study_id)
+        if markdown == "".join(old.get(f"{_NOTE_TEXT}{index}", "") for index in range(len(old))):
+            return
         storage.set_study_system_attr(study_id, _NOTE_VERSION, int(old.get(_NOTE_VERSION, 0)) + 1)
         pieces = [markdown[start : start + _NOTE_PIECE] for start in range(0, len(markdown), _NOTE_PIECE)]
         num_old = sum(key.startswith(_NOTE_TEXT) for key in old)
@@ -169,28 +163,29 @@ class StudyProjection:
             StudyDirection.MAXIMIZE if objective.higher_is_better else StudyDirection.MINIMIZE
             for objective in objectives
         ]
-        run_id = f"{self._started.experiment_fingerprint}@{self._started.time!r}"
+        run_id = self._started.run_id
         try:
             study = optuna.create_study(
                 storage=self._storage, study_name=name, directions=directions, load_if_exists=True
             )
             trials = study.get_trials(deepcopy=False)
-            owner = study.user_attrs.get(_RUN_ATTRIBUTE)
+            owner = study.user_attrs.get(RUN_ATTRIBUTE)
         except Exception as error:
-            raise _storage_error(self._storage_name, error) from error
+            raise storage_error(self._storage_name, error) from error
         if owner is None and not trials:
             # Private call: the public one prints an experimental warning on every run.
             self._storage.set_study_system_attr(
                 study._study_id, _METRIC_NAMES, [objective.name for objective in objectives]
             )
-            study.set_user_attr(_RUN_ATTRIBUTE, run_id)
+            study.set_user_attr(RUN_ATTRIBUTE, run_id)
+            study.set_user_attr(PROJECTED_ATTRIBUTE, datetime.now().isoformat(timespec="milliseconds"))
             study.set_user_attr("evomerge", self._started.evomerge)
             for purpose, seed in self._started.seeds.items():
                 study.set_user_attr(f"seed {purpose}", seed)
         elif owner != run_id:
             raise UserError(
-                f"{self._storage_name}: holds a study {name!r} of another run. Give this projection another "
-                "study name, or delete that study first."
+                f"{shown(self._storage_name)}: holds a study {name!r} of another run. Give this projection another "
+                "study name (evomerge project RUN STORAGE --name NAME), or delete that study first."
             )
         return study
 
@@ -274,98 +269,15 @@ def baseline_name(key: str) -> str:
     return ":".join(parts[1:-1]) if len(parts) >= 3 and parts[0] == "baseline" else key
 
 
-def describe_run(
-    started: RunStarted, columns: tuple[Column, ...] = (), baselines: Mapping[str, Sequence[float]] | None = None
-) -> str:
-    """Markdown for the study's note.
-
-    Args:
-        started: the run's first event.
-        columns: the study's parameters.
-        baselines: name -> objective values ``(M,)`` in their natural direction.
-    """
-    lines = [f"## {started.name}", "", "| objective | direction | weight |", "|---|---|---|"]
-    for objective in started.objectives:
-        direction = "higher is better" if objective.higher_is_better else "lower is better"
-        lines.append(f"| {objective.name} | {direction} | {objective.weight:g} |")
-    lines += ["", *(f"- constraint: {text}" for text in started.constraints)] if started.constraints else []
-    seeds = ", ".join(f"{purpose} {seed}" for purpose, seed in started.seeds.items())
-    lines += ["", f"{len(started.genes)} genes; seeds: {seeds}; evomerge {started.evomerge}."]
-    if len(columns) < len(started.genes):
-        lines.append(f"Shown as {len(columns)} parameters (means over gene groups); whole genotypes: events.jsonl.")
-    if baselines:
-        lines += ["", "### Baselines on the search documents", ""]
-        lines.append("| baseline | " + " | ".join(objective.name for objective in started.objectives) + " |")
-        lines.append("|---" * (1 + len(started.objectives)) + "|")
-        lines += [f"| {name} | " + " | ".join(f"{v:.4g}" for v in values) + " |" for name, values in baselines.items()]
-    lines += [
-        "",
-        f"Fixed recipes scored on the same documents are in the study whose name ends in `{BASELINES_SUFFIX.strip()}`.",
-        "Failed trials carry their reason in `failure`; pruned ones were stopped before their last document.",
-        "This study is a picture of the run's event log and can be rebuilt from it.",
-    ]
-    return "\n".join(lines)
-
-
 def _rounded(value: float) -> float:
     """Six digits for the eye; the log keeps every bit."""
     return float(f"{value:.6g}")
 
 
-def _distribution(column: Column) -> BaseDistribution:
+def distribution_of(column: Column) -> BaseDistribution:
+    """The distribution of a study's parameter."""
     if column.kind is GeneKind.CATEGORY:
         return CategoricalDistribution(column.choices)
     if column.kind is GeneKind.INTEGER:
         return IntDistribution(round(column.low), round(column.high))
     return FloatDistribution(column.low, column.high)
-
-
-def _open_storage(name: str) -> BaseStorage:
-    try:
-        if "://" in name:
-            return optuna.storages.get_storage(name)
-        return _open_journal(Path(name))
-    except Exception as error:
-        raise _storage_error(name, error) from error
-
-
-def _open_journal(path: Path) -> BaseStorage:
-    """Open a journal file; one that cannot be read is put aside for an empty one."""
-    _mend_journal(path)
-    try:
-        return JournalStorage(JournalFileBackend(str(path)))
-    except OSError:
-        raise
-    except Exception:
-        if path.suffix != ".journal":
-            raise
-        path.replace(f"{path}.damaged")
-        return JournalStorage(JournalFileBackend(str(path)))
-
-
-def _mend_journal(path: Path) -> None:
-    """Undo what a killed writer leaves.
-
-    A torn last line makes the file unreadable after the next append; a lock stalls the first writer half a minute.
-    """
-    lock = Path(f"{path}.lock")
-    deadline = time.monotonic() + _STALE_LOCK_SECONDS
-    while os.path.lexists(lock):
-        if time.monotonic() > deadline:
-            lock.unlink(missing_ok=True)
-            break
-        time.sleep(0.05)
-    if path.exists() and path.suffix == ".journal":
-        with path.open("rb+") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            complete = complete_size(stream.fileno(), size)
-            if complete < size:
-                stream.truncate(complete)
-
-
-def _storage_error(name: str, error: Exception) -> UserError:
-    text = str(error).strip().splitlines()
-    return UserError(
-        f"{name}: cannot open this Optuna storage ({type(error).__name__}: {text[0][:300] if text else 'no message'}). "
-        "Expected a journal file path or a URL such as sqlite:///study.db."
-    )

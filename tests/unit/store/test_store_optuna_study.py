@@ -168,8 +168,8 @@ def test_live_projection_shows_everything(tmp_path, events, state):
     live = LiveProjection(tmp_path / "study.journal", state.started, read_state(events[:-20]))
     for outcome in state.outcomes.values():
         live.add(outcome, None if outcome.candidate is None else state.candidates[outcome.candidate].asked)
-    live.set_note("x" * 5000)
-    live.set_note("finished")
+    live.set_about("x" * 5000)
+    live.set_about("finished")
     assert live.close(60)
     assert len(load(tmp_path / "study.journal")) == 8
 

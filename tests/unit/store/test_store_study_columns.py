@@ -41,12 +41,20 @@ def test_long_genotypes_are_means_over_groups_within_the_cap(num_blocks):
 def test_ungrouped_genes_are_not_lost():
     genes = block_genes(50)
     some = plan_columns(genes, {"early": tuple(range(10))}, 64)
-    assert [column.name for column in some] == ["method", "mean of early", "mean of other genes"]
+    assert [column.name for column in some] == [
+        "method",
+        *(f"{statistic} of {group}" for group in ("early", "other genes") for statistic in ("mean", "min", "max")),
+    ]
+    genotype = np.linspace(0.0, 1.0, 101)
+    assert [column.value(genotype) for column in some[1:4]] == pytest.approx([0.045, 0.0, 0.09])
+    assert [(column.low, column.high) for column in some[1:4]] == [(0.0, 3.0), (0.0, 1.0), (0.0, 5.0)]
+    tight = plan_columns(genes, {"early": tuple(range(10))}, 6)
+    assert [column.name for column in tight] == ["method", "mean of early", "mean of other genes"]
     none = plan_columns(genes, {}, 64)
     assert len(none) == 64
     assert sorted(index for column in none for index in column.genes) == list(range(101))
 
 
 def test_a_gene_in_two_groups_counts_once():
-    columns = plan_columns(block_genes(50), {"a": (0, 1, 2), "b": (2, 3)}, 8)
+    columns = plan_columns(block_genes(50), {"a": (0, 1, 2), "b": (2, 3)}, 7)
     assert [column.genes for column in columns[1:3]] == [(0, 1, 2), (3,)]
