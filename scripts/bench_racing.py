@@ -6,7 +6,7 @@ Landscapes: ``logistic``, made up here, and those of scripts/landscapes.py. Ever
 planner and rungs; only the model's answers come from the landscape. All searches score equally many
 documents. Printed for each rule: how many times fewer documents a candidate costs, how many times fewer are needed to
 reach what the search without racing found in the end (the truth of the best candidate so far, mean over seeds), final
-truth without racing and the difference with it, candidates stopped,
+truth without racing, the difference with it and after as many candidates instead of documents, candidates stopped,
 and false stops, for which every stopped candidate is scored to the end (not counted as cost): its fitness on all search
 documents is better than that of the candidate it was behind.
 """
@@ -226,10 +226,12 @@ def compare(
         wrong = sum(search.false_stops for search in searches)
         reach = [documents_to_reach(some, final - options.tolerance) for some in (full, searches)]
         truth = np.array([search.truth for search in searches]) - np.array([search.truth for search in full])
+        alike = [s.curve[min(options.evaluations, len(s.curve)) - 1][1] for s in searches]
+        same = np.mean(alike) - final
         error = truth.std(ddof=1) / np.sqrt(len(truth)) if len(truth) > 1 else float("nan")
         print(
             f"| {name} | {label} | {each_full / each:.2f} | {reach[0] / reach[1]:.2f} | {final:.4f} | "
-            f"{truth.mean():+.4f} ± {error:.4f} | {stops / sum(len(s.curve) for s in searches):.0%} | "
+            f"{truth.mean():+.4f} ± {error:.4f} | {same:+.4f} | {stops / sum(len(s.curve) for s in searches):.0%} | "
             f"{wrong / max(1, stops):.2%} | {time.perf_counter() - began:.0f} s |",
             flush=True,
         )
@@ -247,10 +249,12 @@ def main() -> None:
     parser.add_argument("--levels", nargs="+", type=float, default=[])
     parser.add_argument("--rungs", type=int, nargs="+", default=[8])
     parser.add_argument("--sizes", nargs="+", default=["geometric"])
-    parser.add_argument("--tolerance", type=float, default=0.0, help="below the final truth that counts as reaching it")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.001, help="below the final truth that counts as reaching it"
+    )
     options = parser.parse_args()
     print("| landscape | racing | documents of a candidate | documents to the final truth | final truth without "
-          "| difference with | stopped | of these false | time |\n|---" + "|---" * 8 + "|")  # fmt: skip
+          "| difference with | with as many candidates | stopped | of these false | time |\n|---" + "|---" * 9 + "|")  # fmt: skip
     variants: dict[str, RacingConfig | None] = {FULL: None}
     for rule in options.rules:
         for level in options.levels or ["auto"]:

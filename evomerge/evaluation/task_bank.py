@@ -169,6 +169,8 @@ class TaskBank:
         column = np.full(sum(len(member.ids) for member in self._roles["search"].members), np.nan)
         with lm_eval_conditions():
             for kept, member in self._part(places):
+                if not kept:
+                    continue
                 score = _score_member(member)
                 key = (self._plan.metric, self._plan.filter)
                 numbers = _scalars(score.values.get(key, ()))
