@@ -253,8 +253,11 @@ def main() -> None:
         "--tolerance", type=float, default=0.001, help="below the final truth that counts as reaching it"
     )
     options = parser.parse_args()
-    print("| landscape | racing | documents of a candidate | documents to the final truth | final truth without "
-          "| difference with | with as many candidates | stopped | of these false | time |\n|---" + "|---" * 9 + "|")  # fmt: skip
+    columns = (
+        "landscape", "racing", "documents of a candidate", "documents to the final truth", "final truth without",
+        "difference with", "with as many candidates", "stopped", "of these false", "time",
+    )  # fmt: skip
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     variants: dict[str, RacingConfig | None] = {FULL: None}
     for rule in options.rules:
         for level in options.levels or ["auto"]:
