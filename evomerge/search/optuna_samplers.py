@@ -160,7 +160,8 @@ class OptunaOptimizer(Optimizer):
         return {f"c{i}": float(value) for i, value in enumerate(returned.constraints)}
 
     def _suggested(self, trial: optuna.Trial) -> Array:
-        return np.array([float(trial.params[name]) for name in self._names], dtype=np.float64)
+        params = trial.params  # a deep copy at every access
+        return np.array([float(params[name]) for name in self._names], dtype=np.float64)
 
     def _params(self, genotype: Array) -> dict[str, float | int]:
         whole = [gene.kind is not GeneKind.REAL for gene in self.problem.genes]
