@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from evomerge.errors import EvomergeError
+from evomerge.evaluation.racing import Race
+from evomerge.evaluation.rungs import RungSettings
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.terms import Evaluation, SplitName
 
@@ -31,6 +33,7 @@ class WorkerPlan:
         prefix_cache_bytes: cap on what routes keep of hops that the next candidate may share, None = the engine's own.
         scorer: ``fast``, or ``exact``: lm-eval's own loops also for what is not reported.
         pass_tokens: most tokens of one forward pass, None = what suits the device.
+        rungs: how the search documents of a racing run are cut, None = not at all.
     """
 
     base: Source | None
@@ -48,19 +51,22 @@ class WorkerPlan:
     prefix_cache_bytes: int | None = None
     scorer: Literal["fast", "exact"] = "fast"
     pass_tokens: int | None = None
+    rungs: RungSettings | None = None
 
 
 @dataclass(frozen=True)
 class Job:
     """One candidate to merge and score on one split.
 
-    ``key`` is unique in the run, for example ``c17`` (candidate), ``baseline:uniform_soup:held_out``.
+    ``key`` is unique in the run, for example ``c17`` (candidate), ``baseline:uniform_soup:held_out``. ``race`` is what
+    it has to keep up with on the search documents; None = all of them are scored.
     """
 
     key: str
     recipe: Recipe
     split: SplitName = "search"
     seed: int = 0
+    race: Race | None = None
 
 
 @dataclass(frozen=True)

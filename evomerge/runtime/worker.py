@@ -91,7 +91,7 @@ class Worker:
         try:
             with isolated_evaluation(job.seed, self._plan.threads):
                 merge_seconds = self._live.apply(job.recipe)
-                evaluation = self._evaluator.evaluate(job.split, job.seed)
+                evaluation = self._evaluator.evaluate(job.split, job.seed, job.race)
                 if evaluation.ok and job.split == "held_out" and self._plan.report:
                     evaluation = self._with_reported(evaluation, job)
             seconds = replace(evaluation.seconds, merge=merge_seconds)
@@ -113,6 +113,8 @@ class Worker:
             exact_splits=REPORTED_SPLITS,
             pass_tokens=self._plan.pass_tokens,
             import_paths=self._plan.import_paths,
+            # What is only reported has no search documents to race on.
+            rungs=self._plan.rungs if configs is self._plan.fitness else None,
         )
         evaluator = build_evaluator(configs, self._plan.documents, settings)
         with self._live.out_of_route():
@@ -163,6 +165,8 @@ def only_finite(evaluation: Evaluation) -> Evaluation:
 
     Other metrics that are none are left out, with a warning: a perplexity may overflow where the accuracy is sound.
     """
+    if evaluation.stop is not None:
+        return evaluation
     if evaluation.ok and not (evaluation.fitness and all(math.isfinite(value) for value in evaluation.fitness)):
         failure = Failure(FailureKind.NON_FINITE, f"fitness {evaluation.fitness} is not finite")
         return Evaluation(metrics={}, seconds=evaluation.seconds, failure=failure)
