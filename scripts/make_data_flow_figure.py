@@ -6,7 +6,8 @@ from pathlib import Path
 from evomerge.files import atomic_write_bytes
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.recipe_yaml import parse_recipe
-from evomerge.reports.route_figure import figure_bytes, route_figure
+from evomerge.reports.plain_figure import figure_bytes
+from evomerge.reports.route_figure import route_figure
 
 PAGE = Path(__file__).parents[1] / "docs" / "data_flow.md"
 TARGET = PAGE.with_suffix(".svg")

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from evomerge.evaluation.statistics import NUM_RESAMPLES, Interval
 from evomerge.terms import Array, DocumentScores, Objective, derive_seed
 
-# A draw's means are equal when they differ by less than this share of the largest: sums of other order round otherwise.
+# Means that differ by less than this share of the largest are equal: sums in another order round otherwise.
 _TIE = 1e-10
 _CHUNK = 400_000  # numbers held at once
 _MAX_COMPARISONS = 4e8  # of two points in one objective; a front of many hundred points gets fewer resamples
@@ -187,14 +187,9 @@ class _Column:
         total = np.zeros((self._num_resamples, distinct_DU.shape[1]))
         for task in np.unique(member):
             chosen = member == task
-            values_DU, size = distinct_DU[chosen], int(chosen.sum())
-            even = bool(np.all(weight[chosen] == weight[chosen][0]))
-            if not even:
-                values_DU = values_DU * weight[chosen][:, None]
+            values_DU, size = distinct_DU[chosen] * weight[chosen][:, None], int(chosen.sum())
             for rows in _chunks(self._num_resamples, size):
-                # Counts times plain 0/1 scores are exact, so draws with as many right answers are ties.
-                sums = _draw_counts(rng, rows.stop - rows.start, size) @ values_DU
-                total[rows] += sums * weight[chosen][0] if even else sums
+                total[rows] += _draw_counts(rng, rows.stop - rows.start, size) @ values_DU
         return total[:, np.ravel(inverse)]
 
 

@@ -9,7 +9,6 @@ from evomerge.experiment.baselines import baseline_key, experiment_baselines
 from evomerge.experiment.load import Experiment
 from evomerge.experiment.objectives import Judge
 from evomerge.experiment.recorder import RunRecorder
-from evomerge.experiment.reporting import report_at_end
 from evomerge.experiment.search_loop import candidate_key
 from evomerge.experiment.split_scales import anchor_models, split_scales
 from evomerge.experiment.summary import build_summary, write_summary
@@ -122,7 +121,6 @@ class Finish:
             return None
         summary = build_summary(self.loaded, self.recorder, self.judge, list(self.baselines), finalists, winner, reason)
         write_summary(self.recorder.run_dir, summary)
-        report_at_end(self.recorder.run_dir, self.loaded, summary, self.recorder.view)
         return summary
 
     @property

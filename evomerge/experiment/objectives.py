@@ -156,12 +156,24 @@ def build_judge(
         calibration: what fitness is measured against.
         num_objectives: how many the optimizer takes.
     """
-    config, rules = loaded.config, loaded.rules
-    normalised = [anchor.kind != "raw" for anchor in rules.normalise]
+    normalised = [anchor.kind != "raw" for anchor in loaded.rules.normalise]
+    one_number = build_one_number(loaded.config, objectives, normalised)
+    return Judge(tuple(objectives), loaded.rules.constraints, calibration, one_number, num_objectives > 1)
+
+
+def build_one_number(
+    config: ExperimentConfig, objectives: Sequence[Objective], normalised: Sequence[bool]
+) -> Callable[[Fitness], Fitness]:
+    """From told fitness ``(M,)`` to the one number ``(1,)`` that the experiment compares candidates by.
+
+    Args:
+        config: the experiment.
+        objectives: M.
+        normalised: M, whether each is divided by somebody's score.
+    """
     given = config.objectives.ideal
     ideal = [
         objective.natural(given[objective.name]) if objective.name in given else default
         for objective, default in zip(objectives, default_ideal(objectives, normalised))
     ]
-    one_number = build_scalariser(config.scalarisation, objectives, ideal)
-    return Judge(tuple(objectives), rules.constraints, calibration, one_number, num_objectives > 1)
+    return build_scalariser(config.scalarisation, objectives, ideal)

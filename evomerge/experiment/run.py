@@ -18,6 +18,7 @@ from evomerge.evaluation.documents import DocumentPlan, plan_documents
 from evomerge.experiment.about_run import about_run
 from evomerge.experiment.calibrate import calibrated_problem, settle_calibration
 from evomerge.experiment.finish import Finish, Interrupted, baseline_jobs
+from evomerge.experiment.live_report import LiveReport
 from evomerge.experiment.load import Experiment, load_experiment
 from evomerge.experiment.objectives import build_judge
 from evomerge.experiment.prepare import (
@@ -30,8 +31,11 @@ from evomerge.experiment.prepare import (
     start_executor,
     start_ray,
 )
+from evomerge.experiment.racing import build_racer
+from evomerge.experiment.racing_problems import check_racing
 from evomerge.experiment.recorder import SEARCH, RunRecorder
 from evomerge.experiment.replay import know, replay
+from evomerge.experiment.reporting import report_at_end
 from evomerge.experiment.result import RunResult
 from evomerge.experiment.search_loop import Limits, SearchLoop
 from evomerge.experiment.stage_runs import begin_stages, resume_stages
@@ -85,6 +89,7 @@ def begin_run(loaded: Experiment, path: Path, view: ProgressView, overwrite: boo
     with ExitStack() as stack:
         early = start_ray(loaded, stack)
         plan = plan_documents([*loaded.fitness, *loaded.report], loaded.config.import_paths)
+        check_racing(loaded.config, loaded.where, loaded.fitness, plan)
         manifest = describe_run(loaded, plan)
         known = load_warm_start(loaded, plan)
         folder = RunDir.create(path, overwrite=overwrite)
@@ -173,6 +178,8 @@ def _drive(opening: _Opening, view: ProgressView, stack: ExitStack) -> RunResult
     about = about_run(loaded.resolved, folder.path)
     projection = LiveProjection(config.storage or folder.study_path, state.started, state, about)
     stack.callback(projection.close)
+    live = LiveReport(folder)
+    stack.callback(live.close)
     recorder = RunRecorder(folder, log, projection, decode=space.decode, started=state.started, view=view)
     recorder.replayed(state.outcomes)
     try:
@@ -182,6 +189,8 @@ def _drive(opening: _Opening, view: ProgressView, stack: ExitStack) -> RunResult
     if summary is not None:
         projection.set_about(about_run(loaded.resolved, folder.path, summary))
     log.append(RunFinished(reason, time.time()))
+    live.close()
+    report_at_end(folder, loaded, summary, view)
     return RunResult(folder.path, reason, summary, recorder.num_failed)
 
 
@@ -206,12 +215,13 @@ def _search(
         know(optimizer, opening.known, judge.told)
         recorder.view.note(f"{len(opening.known.genotypes)} evaluations taken over from {opening.known.run}")
     recorder.judge_by(progress, judge.scalarise, judge.constrain, calibration.scales)
+    racer = build_racer(loaded, opening.plan, recorder, judge.told, optimizer.population_size)
     baselines = baseline_jobs(loaded, dict(recorder.outcomes))
     finish = Finish(loaded, recorder, executor, stop_requested, baselines, judge)
     loop = SearchLoop(
         optimizer, space, executor, recorder, progress=progress, scalarise=judge.told, constrain=judge.constrain,
         seed=config.seed, limits=Limits(config.budget.evaluations, config.budget.wall_time),
-        stop_requested=stop_requested, idle_jobs=baselines,
+        stop_requested=stop_requested, idle_jobs=baselines, racer=racer,
     )  # fmt: skip
     recorder.start_phase(SEARCH, config.budget.evaluations, executor, len(progress.outcomes))
     reason = loop.run(config.optimizer.mode)

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from evomerge.recipes.recipe import Recipe, Route
+from evomerge.reports.look import COLOURS, NEGATIVE
+from evomerge.reports.plain_figure import settle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FigureFormat = Literal["svg", "png", "pdf"]
-
-# Told apart in print, in grey and by colour-blind readers; models beyond the eighth begin again.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#666666")
-NEGATIVE = "#b00020"
 BLOCK_INCHES = 0.085  # of the y axis
 HOP_INCHES = 0.16
-PNG_DOTS_PER_INCH = 200
-# Reproducible files: ids of SVG elements are hashes, and no date is written.
-SVG_SALT = "evomerge"
 
 
 def route_figure(recipe: Recipe, title: str = "", depths: Sequence[tuple[str, int]] = ()) -> Figure | None:
@@ -56,25 +49,8 @@ def route_figure(recipe: Recipe, title: str = "", depths: Sequence[tuple[str, in
     _draw_path(axes, route, {name: start for name, start, _ in bands}, colours)
     _label(axes, route, bands, colours, title or f"recipe {recipe.recipe_id}")
     FigureCanvasAgg(figure)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # every drawing would move things a little
+    settle(figure)
     return figure
-
-
-def figure_bytes(figure: Figure, form: FigureFormat = "svg") -> bytes:
-    """The figure as a file; the same figure gives the same bytes.
-
-    Args:
-        figure: from ``route_figure``.
-        form: ``svg``, ``png`` or ``pdf``.
-    """
-    from matplotlib import rc_context
-
-    metadata: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": SVG_SALT, "svg.fonttype": "none"}):
-        figure.savefig(buffer, format=form, dpi=PNG_DOTS_PER_INCH, metadata=metadata.get(form))
-    return buffer.getvalue()
 
 
 def _bands(route: Route, depths: dict[str, int]) -> list[tuple[str, int, int]]:

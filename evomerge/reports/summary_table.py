@@ -49,9 +49,14 @@ def summary_front_table(summary: Mapping[str, Any], front: Mapping[str, Any]) ->
     return front_table(front, split, title, shown)
 
 
-def score_table(summary: Mapping[str, Any]) -> Table:
-    """Every scored model, best first, on the documents nobody searched where there are any."""
-    split = "held_out" if any(row["held_out"] for row in summary["rows"]) else "search"
+def score_table(summary: Mapping[str, Any], split: str | None = None) -> Table:
+    """Every scored model, best first.
+
+    Args:
+        summary: what summary.json holds.
+        split: whose documents; None = those nobody searched, where there are any.
+    """
+    split = split or ("held_out" if any(row["held_out"] for row in summary["rows"]) else "search")
     title = f"{summary['name']}: scores on {_documents(summary, split)} {split.replace('_', '-')} documents"
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     table.add_column("model", no_wrap=True)
@@ -61,7 +66,8 @@ def score_table(summary: Mapping[str, Any]) -> Table:
     table.add_column(f"{summary['confidence']:.0%} interval", justify="right")
     for name in names:
         table.add_column(name + (" *" if name in summary["reported_only"] else ""), justify="right", overflow="fold")
-    table.add_column("on search", justify="right")
+    if split != "search":
+        table.add_column("on search", justify="right")
     for row in sorted(summary["rows"], key=lambda row: -_value(row, split)):
         scores = row[split]
         if not scores:  # finalists that validation left behind
@@ -71,8 +77,8 @@ def score_table(summary: Mapping[str, Any]) -> Table:
         interval = f"{scores['low']:.3f}-{scores['high']:.3f}" if scores["low"] is not None else ""
         cells = [_number(scores["scores"].get(name), units.get(name, "")) for name in names]
         style = "bold" if row["kind"] == "winner" else ""
-        on_search = _number((row["search"] or {}).get("value"))
-        table.add_row(row["name"], _number(scores["value"]), interval, *cells, on_search, style=style)
+        on_search = [_number((row["search"] or {}).get("value"))] if split != "search" else []
+        table.add_row(row["name"], _number(scores["value"]), interval, *cells, *on_search, style=style)
     if summary["reported_only"]:
         table.caption = "* reported only: not searched, not in the mean"
         table.caption_justify = "left"
@@ -117,8 +123,26 @@ def closing_lines(summary: Mapping[str, Any]) -> list[str]:
         f"mean seconds each: merge {cost['merge']:.2f}, forward {cost['forward']:.2f}, metric {cost['metric']:.2f}, "
         f"wait {cost['wait']:.2f}; ended by {summary['reason']}"
     )
+    if summary.get("racing"):
+        lines.append(_racing_line(summary["racing"]))
     lines.append(f"run directory: {summary['run_dir']}")
     return lines
+
+
+def _racing_line(racing: Mapping[str, Any]) -> str:
+    if not racing["stopped"]:
+        return f"racing ({racing['rule']}): nobody was stopped"
+    scored, without = racing["documents_scored"], racing["documents_without"]
+    line = (
+        f"racing ({racing['rule']}): {racing['stopped']} candidates stopped; {scored:,} of {without:,} documents "
+        f"scored, {1 - scored / without:.0%} spared"
+    )
+    if not racing["audited"]:
+        return line
+    return (
+        f"{line}; {racing['audited']} of the stopped were scored to the end, {racing['false_stops']} of these turned "
+        "out better than what they were behind"
+    )
 
 
 def _value(row: Mapping[str, Any], split: str) -> float:

@@ -164,8 +164,13 @@ class RunDir:
 
     @property
     def figures_dir(self) -> Path:
-        """Figures of routes; made when the first one is written."""
+        """Figures; made when the first one is written."""
         return self.path / "figures"
+
+    @property
+    def lock_path(self) -> Path:
+        """The lock file; it names the process that works or worked here."""
+        return self.path / "run.lock"
 
     @property
     def log_path(self) -> Path:

@@ -75,3 +75,20 @@ def _close_held() -> None:
     for handle in _held:
         os.close(handle)
     _held.clear()
+
+
+def holder_has_gone(path: Path) -> bool:
+    """Whether the process that a lock file names ran on this machine and runs no more.
+
+    Only read, so that a run which starts just now is not disturbed. False where nothing is known.
+    """
+    try:
+        words = path.read_text().split()
+        if len(words) != 4 or words[3] != socket.gethostname():
+            return False
+        os.kill(int(words[1]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False

@@ -16,6 +16,9 @@ import numpy as np
 
 from evomerge.terms import Array, Gene, GeneKind
 
+# With fewer scored candidates nothing is said about which parameters mattered.
+MIN_TRIALS = 20
+
 Statistic = Literal["mean", "min", "max"]
 STATISTICS: tuple[Statistic, ...] = ("mean", "min", "max")
 _ACROSS: dict[Statistic, Callable[..., Any]] = {"mean": np.mean, "min": np.min, "max": np.max}

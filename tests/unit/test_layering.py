@@ -35,7 +35,12 @@ DOORS = {
     "ray": ["runtime/ray_executor.py"],
     "lm_eval": ["evaluation/lm_eval_*.py"],
     "cmaes": ["search/cma*.py", "search/*cma.py", "search/xnes.py"],
-    "optuna": ["search/optuna_samplers.py", "store/optuna_study.py", "store/study_storage.py"],
+    "optuna": [
+        "search/optuna_samplers.py",
+        "store/optuna_study.py",
+        "store/parameter_importance.py",
+        "store/study_storage.py",
+    ],
     "optuna_dashboard": ["store/dashboard.py", "store/dashboard_answers.py"],
     "moocore": ["search/front.py"],
     "numba": ["methods/*kernels.py"],

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from evomerge.recipes.recipe import Hop, Merge, Recipe, Route, Source
-from evomerge.reports.route_figure import COLOURS, NEGATIVE, figure_bytes, route_figure
+from evomerge.reports.look import COLOURS, NEGATIVE
+from evomerge.reports.plain_figure import figure_bytes
+from evomerge.reports.route_figure import route_figure
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOPS = (Hop("a", 0), Hop("b", 1, 2.0), Hop("b", 1, -0.5), Hop("merged", 3), Hop("a", 3, 0.25))
