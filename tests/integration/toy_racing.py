@@ -6,6 +6,7 @@ Usage: python toy_racing.py RUN_DIR EVALUATIONS RULE
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,8 @@ class RacingWorker:
         kept = np.arange(len(IDS)) if ran.is_complete else np.sort(toy.until(ran.last))
         table = DocumentScores("toy", tuple(IDS[place] for place in kept), scores[kept])
         if ran.stop is not None:
-            return Evaluation((), (table,), rungs=ran.rungs, stop=ran.stop)
+            stop = replace(ran.stop, audit=(float(scores.mean()),)) if ran.is_complete else ran.stop
+            return Evaluation((), (table,), rungs=ran.rungs, stop=stop)
         return Evaluation((float(scores.mean()),), (table,), rungs=ran.rungs)
 
     def report(self) -> WorkerReport:
