@@ -6,8 +6,9 @@ and what is decided is in the ``asked`` event anyway.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,8 @@ from evomerge.search.front import contributions, learnt_reference, non_dominated
 from evomerge.store.events import Ended, Evaluated
 from evomerge.store.score_store import ScoreStore
 from evomerge.terms import Array, Candidate, Objective, derive_seed
+
+LOG = logging.getLogger(__name__)
 
 MAX_REFERENCES = 8  # members of the front that a candidate is compared with
 
@@ -79,15 +82,23 @@ class RacePlanner:
         scores: per-document scores of the run.
         outcomes: of the run by key; grows while it goes on.
         scalarise: raw fitness ``(M,)`` to what the optimizer is told.
+        note: tells a person something once.
     """
 
     def __init__(
-        self, plan: RacePlan, scores: ScoreStore, outcomes: Mapping[str, Ended], scalarise: Scalariser
+        self,
+        plan: RacePlan,
+        scores: ScoreStore,
+        outcomes: Mapping[str, Ended],
+        scalarise: Scalariser,
+        note: Callable[[str], None] = LOG.warning,
     ) -> None:
         self.plan = plan
         self._scores = scores
         self._outcomes = outcomes
         self._scalarise = scalarise
+        self._note = note
+        self._said: set[str] = set()
         self._references: dict[int, Reference | None] = {}
 
     def entry(self, progress: Progress) -> RaceEntry:
@@ -144,8 +155,22 @@ class RacePlanner:
         if key not in self._references:
             event = self._outcomes[candidate_key(key)]
             assert isinstance(event, Evaluated)
-            self._references[key] = self._load(key, event)
+            found = self._load(key, event)
+            if found is None:
+                self._say(f"candidate {key} has documents without a number, so nobody can be compared with it")
+            elif self.plan.config.rule == "betting" and not self._is_bounded(found):
+                self._say("some scores lie outside [0, 1], where `rule: betting` stops nobody; use `rule: wilcoxon`")
+            self._references[key] = found
         return self._references[key]
+
+    def _is_bounded(self, reference: Reference) -> bool:
+        raced = [column for column, found in zip(reference.columns, self.plan.layout.objectives, strict=True) if found]
+        return all(bool(((column >= 0.0) & (column <= 1.0)).all()) for column in raced)
+
+    def _say(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._note(f"racing: {text}")
 
     def _load(self, key: int, event: Evaluated) -> Reference | None:
         """A candidate's scores as columns; None where a document has no number."""
@@ -187,4 +212,4 @@ def build_racer(
     layout, place = lay_rungs(loaded.fitness, plan, settings), max(1, round(spec.race_place * population_size))
     seed = derive_seed(config.seed, "audit")
     races = RacePlan(config.racing, layout, objectives, tuple(shares.tolist()), many, place, seed)
-    return RacePlanner(races, recorder.scores, recorder.outcomes, scalarise)
+    return RacePlanner(races, recorder.scores, recorder.outcomes, scalarise, recorder.view.note)

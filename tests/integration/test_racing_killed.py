@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from evomerge.store.event_log import EventLog
-from evomerge.store.events import Asked, Evaluated, RunFinished, Stopped, Told
+from evomerge.store.events import Asked, Evaluated, Stopped, Told
 from evomerge.store.run_state import read_state
+from tests.integration.toy_racing import main
 
 TOY = Path(__file__).with_name("toy_racing.py")
 ROOT = Path(__file__).parents[2]
@@ -22,12 +23,6 @@ EVALUATIONS = 64
 def start(run_dir: Path, rule: str) -> "subprocess.Popen[bytes]":
     command = [sys.executable, str(TOY), str(run_dir), str(EVALUATIONS), rule]
     return subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
-
-
-def finish(run_dir: Path, rule: str) -> None:
-    process = start(run_dir, rule)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors.decode()
 
 
 def sequence(run_dir: Path) -> list[tuple[object, ...]]:
@@ -45,28 +40,7 @@ def sequence(run_dir: Path) -> list[tuple[object, ...]]:
     return found
 
 
-@pytest.mark.parametrize(("rule", "wanted"), [("betting", 2), ("halving", 1)])
-def test_killed_in_the_middle_of_races(tmp_path: Path, rule: str, wanted: int) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(whole, rule)
-    moments = random.Random(5)
-    kills = 0
-    while kills < wanted:
-        process = start(killed, rule)
-        events = killed / "events.jsonl"
-        size = events.stat().st_size if events.exists() else 0
-        # Wait for new events, so that every kill falls into the search and not into the imports.
-        while process.poll() is None and (not events.exists() or events.stat().st_size <= size):
-            time.sleep(0.002)
-        time.sleep(moments.uniform(0.0, 0.08))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.communicate()
-        if any(isinstance(event, RunFinished) for event in EventLog(events, writable=False).read()):
-            break
-    assert kills == wanted, "the search ended before it was killed often enough"
-    finish(killed, rule)
+def check(killed: Path, whole: Path) -> None:
     assert sequence(killed) == sequence(whole)
     state = read_state(EventLog(killed / "events.jsonl", writable=False).read())
     assert len(state.candidates) == EVALUATIONS
@@ -78,3 +52,32 @@ def test_killed_in_the_middle_of_races(tmp_path: Path, rule: str, wanted: int) -
     assert state.best().id in complete
     for record in state.candidates:
         assert set(record.asked.race_against) <= complete
+
+
+def test_killed_in_the_middle_of_races(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    main(str(whole), EVALUATIONS, "betting")
+    moments = random.Random(5)
+    for _ in range(2):
+        process = start(killed, "betting")
+        events = killed / "events.jsonl"
+        size = events.stat().st_size if events.exists() else 0
+        # Wait for new events, so that every kill falls into the search and not into the imports.
+        while process.poll() is None and (not events.exists() or events.stat().st_size <= size):
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0.0, 0.08))
+        assert process.poll() is None, "the search ended before it was killed often enough"
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    main(str(killed), EVALUATIONS, "betting")
+    check(killed, whole)
+
+
+def test_halving_goes_on_after_an_interrupted_rung(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    main(str(whole), EVALUATIONS, "halving")
+    for last_rung in (7, 33, 58):
+        with pytest.raises(KeyboardInterrupt):
+            main(str(broken), EVALUATIONS, "halving", last_rung)
+    main(str(broken), EVALUATIONS, "halving")
+    check(broken, whole)

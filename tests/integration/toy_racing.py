@@ -6,6 +6,7 @@ Usage: python toy_racing.py RUN_DIR EVALUATIONS RULE
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +44,15 @@ def toy_layout() -> RungLayout:
 
 
 class RacingWorker:
-    """A document is right where the candidate is near enough to the optimum for it; every rung takes a moment."""
+    """A document is right where the candidate is near enough to the optimum for it; every rung takes a moment.
 
-    def __init__(self) -> None:
+    Args:
+        last_rung: rungs after which it is interrupted, None = never.
+    """
+
+    def __init__(self, last_rung: int | None = None) -> None:
+        self.last_rung = last_rung
+        self.rungs = 0
         self.layout = toy_layout()
         self.thresholds = np.random.default_rng(0).uniform(0.0, 1.5, len(IDS))
 
@@ -59,20 +66,24 @@ class RacingWorker:
 
         def score(rung: int) -> list[np.ndarray]:
             time.sleep(0.002)
+            self.rungs += 1
+            if self.rungs == self.last_rung:
+                raise KeyboardInterrupt
             return [scores[toy.rungs[rung]]]
 
         ran = run_rungs(score, self.layout, OBJECTIVES, job.race)
         kept = np.arange(len(IDS)) if ran.is_complete else np.sort(toy.until(ran.last))
         table = DocumentScores("toy", tuple(IDS[place] for place in kept), scores[kept])
         if ran.stop is not None:
-            return Evaluation((), (table,), rungs=ran.rungs, stop=ran.stop)
+            stop = replace(ran.stop, audit=(float(scores.mean()),)) if ran.is_complete else ran.stop
+            return Evaluation((), (table,), rungs=ran.rungs, stop=stop)
         return Evaluation((float(scores.mean()),), (table,), rungs=ran.rungs)
 
     def report(self) -> WorkerReport:
         return WorkerReport(0, "cpu", "float32", 0, "nothing", 0.0)
 
 
-def main(path: str, evaluations: int, rule: str) -> None:
+def main(path: str, evaluations: int, rule: str, last_rung: int | None = None) -> None:
     with ExitStack() as stack:
         exists = (Path(path) / "events.jsonl").is_file()
         run_dir = RunDir.open(path, exclusive=True) if exists else RunDir.create(path)
@@ -97,7 +108,7 @@ def main(path: str, evaluations: int, rule: str) -> None:
         config = RacingConfig(rule=rule, min_documents=10, audit=0.5, level=0.1)
         plan = RacePlan(config, toy_layout(), OBJECTIVES, (1.0,), False, 1, SEED)
         loop = SearchLoop(
-            optimizer, space, InlineExecutor(lambda index: RacingWorker()), recorder, progress=progress,
+            optimizer, space, InlineExecutor(lambda index: RacingWorker(last_rung)), recorder, progress=progress,
             limits=Limits(evaluations, None), seed=SEED, scalarise=lambda fitness: fitness,
             stop_requested=lambda: False, idle_jobs=iter(()),
             racer=RacePlanner(plan, recorder.scores, recorder.outcomes, lambda fitness: fitness),

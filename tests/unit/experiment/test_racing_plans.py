@@ -116,6 +116,17 @@ def test_the_race_of_a_job_has_the_references_scores():
     assert planner().race(Candidate(7, np.zeros(2), "r", 0)) is None
 
 
+def test_scores_that_betting_was_not_made_for_are_said_once():
+    found = planner()
+    notes: list[str] = []
+    found._note = notes.append
+    for key in (3, 4):
+        found._outcomes[f"c{key}"] = Evaluated(f"c{key}", key, "search", (0.0, 0.0), scores_ref="7.5")
+        assert found.race(Candidate(9, np.zeros(2), "r", 0, race_against=(key,))) is not None
+    assert len(notes) == 1
+    assert "outside [0, 1]" in notes[0]
+
+
 def test_what_a_batch_is_told_as():
     evaluations = {0: scored(0.4, 0.6), 1: stopped(0, -0.2, 30), 2: FAILED, 3: stopped(0, -0.1, 16)}
     candidates = {key: Candidate(key, np.full(2, key), "r", 0) for key in evaluations}
