@@ -65,8 +65,9 @@ class ItemModel:
 
     def moderation(self, abilities: Array) -> Array:
         """Factors ``(C, D)`` in (0, 1] that draw the logits of abilities ``(C, F)`` to 0 as far as they are uncertain."""
-        with_one = np.column_stack([abilities, np.ones(len(abilities))])
-        variances = np.einsum("cf,dfg,cg->cd", with_one, self.covariances, with_one, optimize=True)
+        with_one = _with_one(abilities)
+        products = with_one[:, :, None] * with_one[:, None, :]
+        variances = products.reshape(len(abilities), -1) @ self.covariances.reshape(self.num_documents, -1).T
         found: Array = 1.0 / np.sqrt(1.0 + np.pi / 8.0 * np.maximum(variances, 0.0))
         return found
 

@@ -78,6 +78,8 @@ def fit_logistic(
     factor = np.ones_like(targets) if scales is None else scales
     observed = np.isfinite(targets)
     values = np.where(observed, targets, 0.0)
+    size = features.shape[1]
+    products = (features[:, :, None] * features[:, None, :]).reshape(len(features), size * size)
     found = np.tile(prior.mean, (targets.shape[1], 1)) if start is None else start.copy()
 
     def logits_of(coefficients: Array) -> Array:
@@ -93,7 +95,7 @@ def fit_logistic(
         gradients = (factor * np.where(observed, p - values, 0.0)).T @ features
         gradients = gradients + (coefficients - prior.mean) * prior.precision
         curvature = np.where(observed, factor**2 * p * (1.0 - p), 0.0)
-        hessians = np.einsum("rf,rb,rg->bfg", features, curvature, features, optimize=True)
+        hessians = (curvature.T @ products).reshape(len(coefficients), size, size)
         return gradients, hessians + np.diag(prior.precision + _JITTER)
 
     loss = loss_of(found)
@@ -101,15 +103,13 @@ def fit_logistic(
         gradients, hessians = hessians_of(found)
         steps = -np.linalg.solve(hessians, gradients[:, :, None])[:, :, 0]
         steps *= np.minimum(1.0, _MAX_STEP / np.maximum(np.abs(steps).max(axis=1, keepdims=True), _MAX_STEP))
-        for _ in range(_MAX_HALVINGS):
+        for halving in range(_MAX_HALVINGS):
             trial = loss_of(found + steps)
             worse = trial > loss + 1e-12 * np.abs(loss)
             if not worse.any():
                 break
-            steps[worse] *= 0.5
-        steps[loss_of(found + steps) > loss + 1e-12 * np.abs(loss)] = 0.0
-        found = found + steps
-        loss = loss_of(found)
+            steps[worse] *= 0.5 if halving < _MAX_HALVINGS - 1 else 0.0
+        found, loss = found + steps, np.minimum(loss, trial)
         if np.abs(steps).max(initial=0.0) < 1e-9:
             break
     return Regression(found, np.linalg.inv(hessians_of(found)[1]))

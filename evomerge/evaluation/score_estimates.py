@@ -193,15 +193,15 @@ def _predicted(
         raise ValueError(f"the subset is of {subset.num_documents} documents, the items are {items.num_documents}")
     features = items.discriminations @ basis.T
     seen, rest = subset.indices, subset.others
-    abilities = np.tile(prior.mean @ basis, (len(scores), 1))
+    coefficients = np.tile(prior.mean, (len(scores), 1))
     for _ in range(_NUM_ROUNDS):
         fitted = fit_logistic(
             features[seen], scores.T, prior, offsets=-items.difficulties[seen],
-            scales=items.moderation(abilities)[:, seen].T,
+            scales=items.moderation(coefficients @ basis)[:, seen].T, start=coefficients,
         )  # fmt: skip
-        abilities = fitted.coefficients @ basis
-    moderation = items.moderation(abilities)[:, rest]
-    p = probability(moderation * (fitted.coefficients @ features[rest].T - items.difficulties[rest]))
+        coefficients = fitted.coefficients
+    moderation = items.moderation(coefficients @ basis)[:, rest]
+    p = probability(moderation * (coefficients @ features[rest].T - items.difficulties[rest]))
     values = (scores.sum(axis=1) + p.sum(axis=1)) / subset.num_documents
     slopes = (moderation * p * (1.0 - p)) @ features[rest]
     # Capped at what no score can exceed: without a prior, an ability that nothing determines has no error.
