@@ -24,7 +24,7 @@ from evomerge.terms import Array
 
 MAX_ROUNDS = 100
 _TOLERANCE = 1e-4
-# Widths that the documents' priors are drawn to, and how many documents that pull is worth.
+# What the documents' prior is drawn to, and how many documents that pull is worth.
 _DISCRIMINATION_WIDTH = 1.0
 _DIFFICULTY_WIDTH = 2.0
 _NUM_PSEUDO_DOCUMENTS = 10
@@ -92,21 +92,23 @@ def fit_items(scores: Array, num_dimensions: int = 1) -> ItemModel:
     """
     scores = _checked(scores, num_dimensions)
     abilities = _first_abilities(scores, num_dimensions)
-    means = np.append(np.ones(num_dimensions) / np.sqrt(num_dimensions), _overall_logit(scores))
-    widths = np.array([_DISCRIMINATION_WIDTH] * num_dimensions + [_DIFFICULTY_WIDTH])
-    items = np.tile(means, (scores.shape[1], 1))
+    first = GaussianPrior(
+        np.append(np.ones(num_dimensions) / np.sqrt(num_dimensions), _overall_logit(scores)),
+        np.array([_DISCRIMINATION_WIDTH] * num_dimensions + [_DIFFICULTY_WIDTH]) ** -2.0,
+    )
+    prior = first
+    items = np.tile(prior.mean, (scores.shape[1], 1))
     standard = GaussianPrior(np.zeros(num_dimensions), np.ones(num_dimensions))
     logits = np.full(scores.shape, np.inf)
     for _ in range(MAX_ROUNDS):
-        prior = GaussianPrior(means, 1.0 / widths**2)
-        fitted = fit_logistic(_with_one(abilities), scores, prior, start=items, num_steps=20)
+        fitted = fit_logistic(_with_one(abilities), scores, prior, start=items, num_steps=3)
         items = fitted.coefficients
         before, logits = logits, _with_one(abilities) @ items.T
         if np.abs(logits - before).max() < _TOLERANCE:
             break
-        means, widths = _new_prior(items, fitted.covariances, widths, num_dimensions)
+        prior = _new_prior(items, fitted.covariances, first)
         found = fit_logistic(
-            items[:, :-1], scores.T, standard, offsets=items[:, -1], start=abilities, num_steps=20
+            items[:, :-1], scores.T, standard, offsets=items[:, -1], start=abilities, num_steps=3
         ).coefficients
         abilities = _standardised(found)
     return ItemModel(items[:, :-1], -items[:, -1], fitted.covariances, abilities)
@@ -155,11 +157,11 @@ def _standardised(abilities: Array) -> Array:
     return found
 
 
-def _new_prior(items: Array, covariances: Array, widths: Array, num_dimensions: int) -> tuple[Array, Array]:
-    """Mean and widths that explain the documents, by one step of expectation maximisation."""
-    means = items.mean(axis=0)
-    variances = (items - means) ** 2 + np.einsum("dff->df", covariances)
-    start = np.array([_DISCRIMINATION_WIDTH] * num_dimensions + [_DIFFICULTY_WIDTH]) ** 2
-    total = variances.sum(axis=0) + _NUM_PSEUDO_DOCUMENTS * start
-    total[:-1] = total[:-1].mean()  # no dimension is another one than the others
-    return means, np.sqrt(total / (len(items) + _NUM_PSEUDO_DOCUMENTS))
+def _new_prior(items: Array, covariances: Array, first: GaussianPrior) -> GaussianPrior:
+    """Mean and widths that explain the documents and some imagined ones of the first prior: one step of EM."""
+    total = len(items) + _NUM_PSEUDO_DOCUMENTS
+    means = (items.sum(axis=0) + _NUM_PSEUDO_DOCUMENTS * first.mean) / total
+    squares = ((items - means) ** 2 + np.einsum("dff->df", covariances)).sum(axis=0)
+    variances = (squares + _NUM_PSEUDO_DOCUMENTS * (1.0 / first.precision + (first.mean - means) ** 2)) / total
+    variances[:-1] = variances[:-1].mean()  # no dimension is another one than the others
+    return GaussianPrior(means, 1.0 / variances)

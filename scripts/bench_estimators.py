@@ -1,0 +1,144 @@
+"""How well scores of merges are estimated from few documents: estimators of evomerge/evaluation on recorded outcomes.
+
+python scripts/bench_estimators.py [NAME ...] [--repeats 3]
+
+Documents are fitted to the recorded candidates nearest each expert (recordings hold no experts; they stand for them in
+mp-IRT) and to k consecutive candidates; 60 others are estimated from n documents of each task and compared with their
+scores on all. Everything is averaged over tasks and repeats. ``rmse`` is the root mean square error, ``tau`` Kendall's
+rank correlation, ``best`` the rmse of the best quarter of the 60, ``held`` the share within 1.96 standard errors.
+Shapes: C candidates, D documents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from landscape_recording import Recording, load_recording, recording_path
+from landscapes import unit_points
+from scipy.stats import kendalltau
+
+from evomerge.errors import UserError
+from evomerge.evaluation.anchor_documents import DocumentSubset, anchor_documents, random_documents, score_features
+from evomerge.evaluation.irt import ItemModel, fit_items
+from evomerge.evaluation.score_estimates import (
+    Estimates,
+    difference_estimates,
+    gp_irt,
+    mean_estimates,
+    mp_irt,
+    p_irt,
+)
+from evomerge.search.expert_genes import expert_genes
+from evomerge.terms import Array, derive_seed
+
+COUNTS = (5, 10, 20, 40)
+FITTED = (4, 10, 30)
+NUM_HELD_BACK = 60
+Key = tuple[int, str, str, int]  # documents, subset, estimator, k
+
+
+def expert_rows(recording: Recording) -> list[int]:
+    """Recorded candidate nearest each expert alone."""
+    points = unit_points(recording)
+    width = np.array([gene.width for gene in recording.genes])
+    rows = []
+    for members in expert_genes(recording.genes).values():
+        alone = np.zeros(len(recording.genes))
+        alone[list(members)] = 1.0
+        rows.append(int(np.linalg.norm(points - alone / width, axis=1).argmin()))
+    return rows
+
+
+def estimates_of(
+    items: ItemModel, subset: DocumentSubset, scores: Array, references: Array, num_experts: int
+) -> Mapping[str, Estimates]:
+    """Every estimator's estimates of candidates ``(C, D)`` that are scored on a subset only."""
+    seen = scores[:, subset.indices]
+    mean, free = mean_estimates(subset, seen), p_irt(items, subset, seen)
+    mixed = mp_irt(items, subset, seen, items.abilities[:num_experts])
+    return {
+        "mean": mean,
+        "difference": difference_estimates(subset, seen, references),
+        "p-IRT": free,
+        "mp-IRT": mixed,
+        "gp-IRT": gp_irt(mean, free),
+        "gmp-IRT": gp_irt(mean, mixed),
+    }
+
+
+def measure(estimates: Estimates, full: Array) -> tuple[float, float, float, float]:
+    """Squared error, tau, squared error of the best quarter, share within 1.96 standard errors."""
+    errors = estimates.values - full
+    best = np.argsort(-full, kind="stable")[: len(full) // 4]
+    held = np.abs(errors) <= 1.96 * estimates.standard_errors + 1e-12
+    tau = float(kendalltau(estimates.values, full).statistic)  # NaN where all estimates are equal: no order found
+    return (
+        float(np.mean(errors**2)), 0.0 if np.isnan(tau) else tau,
+        float(np.mean(errors[best] ** 2)), float(held.mean()),
+    )  # fmt: skip
+
+
+def measurements(recording: Recording, num_repeats: int) -> Iterator[tuple[Key, tuple[float, float, float, float]]]:
+    """Of every estimator, number of documents, and k, for each task and repeat."""
+    experts = expert_rows(recording)
+    others = np.setdiff1d(np.arange(len(recording.genotypes)), experts)
+    for repeat in range(num_repeats):
+        rng = np.random.default_rng(derive_seed("bench estimators", repeat))
+        first = int(rng.integers(len(others) - max(FITTED)))
+        held_back = rng.permutation(np.delete(others, np.s_[first : first + max(FITTED)]))[:NUM_HELD_BACK]
+        for k in FITTED:
+            rows = np.concatenate([experts, others[first : first + k]])
+            for table in recording.scores:
+                items = fit_items(table[rows])
+                for count in (count for count in COUNTS if count < table.shape[1]):
+                    subsets = {
+                        "random": random_documents(table.shape[1], count, repeat),
+                        "anchors": anchor_documents(score_features(table[rows]), count),
+                    }
+                    for kind, subset in subsets.items():
+                        found = estimates_of(items, subset, table[held_back], table[rows], len(experts))
+                        for name, estimates in found.items():
+                            full = table[held_back].mean(axis=1)
+                            yield (count, kind, name, k), measure(estimates, full)
+
+
+def report(name: str, num_repeats: int) -> None:
+    """Print one recording's table as Markdown."""
+    recording = load_recording(recording_path(name))
+    began = time.process_time()
+    found: dict[Key, list[tuple[float, float, float, float]]] = defaultdict(list)
+    for key, values in measurements(recording, num_repeats):
+        found[key].append(values)
+    means = {key: np.mean(values, axis=0) for key, values in found.items()}
+    k_names = [f"k={k}" for k in FITTED]
+    header = ["n", "documents", "estimator", *(f"rmse {k}" for k in k_names), *(f"tau {k}" for k in k_names)]
+    header += [f"best k={FITTED[1]}", f"held k={FITTED[1]}"]
+    print(f"\n{name}: {len(recording.genotypes)} candidates, {len(recording.tasks)} tasks\n")
+    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for count, kind, estimator in dict.fromkeys(key[:3] for key in means):
+        rows = [means[count, kind, estimator, k] for k in FITTED]
+        cells = [f"{np.sqrt(row[0]):.3f}" for row in rows] + [f"{row[1]:.2f}" for row in rows]
+        cells += [f"{np.sqrt(rows[1][2]):.3f}", f"{rows[1][3]:.2f}"]
+        print(f"| {count} | {kind} | {estimator} | {' | '.join(cells)} |")
+    print(f"\n{time.process_time() - began:.0f} CPU seconds")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=["zoo3", "micro9"], metavar="NAME")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    for name in options.names or ["zoo3", "micro9"]:
+        try:
+            report(name, options.repeats)
+        except UserError as error:
+            sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
