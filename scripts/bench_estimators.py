@@ -1,6 +1,6 @@
 """How well scores of merges are estimated from few documents: estimators of evomerge/evaluation on recorded outcomes.
 
-python scripts/bench_estimators.py [NAME ...] [--repeats 3]
+python scripts/bench_estimators.py [NAME ...] [--repeats 10]
 
 Documents are fitted to the recorded candidates nearest each expert (recordings hold no experts; they stand for them in
 mp-IRT) and to k consecutive candidates; 60 others are estimated from n documents of each task and compared with their
@@ -131,7 +131,7 @@ def report(name: str, num_repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=["zoo3", "micro9"], metavar="NAME")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=10)
     options = parser.parse_args()
     for name in options.names or ["zoo3", "micro9"]:
         try:

@@ -64,7 +64,7 @@ class ItemModel:
         return int(self.discriminations.shape[1])
 
     def moderation(self, abilities: Array) -> Array:
-        """Factors ``(C, D)`` in (0, 1] that draw the logits of abilities ``(C, F)`` to 0 as far as they are uncertain."""
+        """Factors ``(C, D)`` in (0, 1] that draw logits to 0 as far as they are uncertain, at abilities ``(C, F)``."""
         with_one = _with_one(abilities)
         products = with_one[:, :, None] * with_one[:, None, :]
         variances = products.reshape(len(abilities), -1) @ self.covariances.reshape(self.num_documents, -1).T

@@ -112,4 +112,4 @@ def fit_logistic(
         found, loss = found + steps, np.minimum(loss, trial)
         if np.abs(steps).max(initial=0.0) < 1e-9:
             break
-    return Regression(found, np.linalg.inv(hessians_of(found)[1]))
+    return Regression(found, np.asarray(np.linalg.inv(hessians_of(found)[1]), dtype=np.float64))

@@ -94,7 +94,7 @@ def test_bias_and_overconfidence_are_found() -> None:
 def test_certain_estimates_must_be_right() -> None:
     full = np.array([0.3, 0.5, 0.7])
     assert not find_drift(Estimates(full, np.zeros(3)), full).is_drifting
-    assert find_drift(Estimates(full + [0.0, 0.0, 0.1], np.zeros(3)), full).is_overconfident
+    assert find_drift(Estimates(full + np.array([0.0, 0.0, 0.1]), np.zeros(3)), full).is_overconfident
     assert not find_drift(Estimates(full[:2] + 0.5, np.zeros(2)), full[:2]).is_drifting
     assert find_drift(Estimates(full[:0], full[:0]), full[:0]).num_candidates == 0
 

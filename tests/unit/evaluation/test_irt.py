@@ -82,7 +82,7 @@ def test_soft_answers_determine_the_mix_of_experts() -> None:
 @pytest.mark.parametrize("score", [0.0, 1.0])
 @pytest.mark.parametrize("mix_width", [None, 1.0])
 def test_all_right_and_all_wrong_stay_finite(score: float, mix_width: float | None) -> None:
-    items, _, answers = simulated(1, 60)
+    items, _, _ = simulated(1, 60)
     subset = random_documents(60, 10, 0)
     with np.errstate(all="raise", under="ignore"):
         scores = np.full((1, 10), score)
