@@ -110,6 +110,8 @@ def measurements(recording: Recording, num_repeats: int) -> Iterator[tuple[Key, 
 def report(name: str, num_repeats: int) -> None:
     """Print one recording's table as Markdown."""
     recording = load_recording(recording_path(name))
+    if others := [task.name for task in recording.tasks if not (task.binary and task.higher_is_better)]:
+        raise UserError(f"{name}: this benchmark needs scores of 0 and 1, larger is better: not {', '.join(others)}.")
     began = time.process_time()
     found: dict[Key, list[tuple[float, float, float, float]]] = defaultdict(list)
     for key, values in measurements(recording, num_repeats):
@@ -117,13 +119,14 @@ def report(name: str, num_repeats: int) -> None:
     means = {key: np.mean(values, axis=0) for key, values in found.items()}
     k_names = [f"k={k}" for k in FITTED]
     header = ["n", "documents", "estimator", *(f"rmse {k}" for k in k_names), *(f"tau {k}" for k in k_names)]
-    header += [f"best k={FITTED[1]}", f"held k={FITTED[1]}"]
+    middle = len(FITTED) // 2
+    header += [f"best k={FITTED[middle]}", f"held k={FITTED[middle]}"]
     print(f"\n{name}: {len(recording.genotypes)} candidates, {len(recording.tasks)} tasks\n")
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for count, kind, estimator in dict.fromkeys(key[:3] for key in means):
         rows = [means[count, kind, estimator, k] for k in FITTED]
         cells = [f"{np.sqrt(row[0]):.3f}" for row in rows] + [f"{row[1]:.2f}" for row in rows]
-        cells += [f"{np.sqrt(rows[1][2]):.3f}", f"{rows[1][3]:.2f}"]
+        cells += [f"{np.sqrt(rows[middle][2]):.3f}", f"{rows[middle][3]:.2f}"]
         print(f"| {count} | {kind} | {estimator} | {' | '.join(cells)} |")
     print(f"\n{time.process_time() - began:.0f} CPU seconds")
 

@@ -46,7 +46,7 @@ class Estimates:
 def mean_estimates(subset: DocumentSubset, scores: Array) -> Estimates:
     """The weighted mean of what was scored.
 
-    The error is that of a draw without replacement; for anchors, which are not drawn, it is too large when they are good
+    The error is that of a draw without replacement; for anchors it is too large when they are good
     ones. The documents' spread is that of scores 0 and 1 with two imagined successes and failures, so that a few equal
     scores do not look certain.
 
