@@ -5,7 +5,8 @@ python scripts/bench_estimators.py [NAME ...] [--repeats 10]
 Documents are fitted to the recorded candidates nearest each expert (recordings hold no experts; they stand for them in
 mp-IRT) and to k consecutive candidates; 60 others are estimated from n documents of each task and compared with their
 scores on all. Everything is averaged over tasks and repeats. ``rmse`` is the root mean square error, ``tau`` Kendall's
-rank correlation, ``best`` the rmse of the best quarter of the 60, ``held`` the share within 1.96 standard errors.
+rank correlation, ``best`` these two among the best quarter of the 60 (by true score), ``held`` the share within 1.96
+standard errors.
 Shapes: C candidates, D documents.
 """
 
@@ -40,6 +41,7 @@ COUNTS = (5, 10, 20, 40)
 FITTED = (4, 10, 30)
 NUM_HELD_BACK = 60
 Key = tuple[int, str, str, int]  # documents, subset, estimator, k
+Measures = tuple[float, float, float, float, float]
 
 
 def expert_rows(recording: Recording) -> list[int]:
@@ -71,19 +73,24 @@ def estimates_of(
     }
 
 
-def measure(estimates: Estimates, full: Array) -> tuple[float, float, float, float]:
-    """Squared error, tau, squared error of the best quarter, share within 1.96 standard errors."""
+def measure(estimates: Estimates, full: Array) -> Measures:
+    """Squared error, tau, both for the best quarter alone, share within 1.96 standard errors."""
     errors = estimates.values - full
     best = np.argsort(-full, kind="stable")[: len(full) // 4]
     held = np.abs(errors) <= 1.96 * estimates.standard_errors + 1e-12
-    tau = float(kendalltau(estimates.values, full).statistic)  # NaN where all estimates are equal: no order found
     return (
-        float(np.mean(errors**2)), 0.0 if np.isnan(tau) else tau,
-        float(np.mean(errors[best] ** 2)), float(held.mean()),
+        float(np.mean(errors**2)), order(estimates.values, full),
+        float(np.mean(errors[best] ** 2)), order(estimates.values[best], full[best]), float(held.mean()),
     )  # fmt: skip
 
 
-def measurements(recording: Recording, num_repeats: int) -> Iterator[tuple[Key, tuple[float, float, float, float]]]:
+def order(values: Array, full: Array) -> float:
+    """Kendall's tau-b; zero where all values are equal, as they say nothing about the order."""
+    tau = float(kendalltau(values, full).statistic)
+    return 0.0 if np.isnan(tau) else tau
+
+
+def measurements(recording: Recording, num_repeats: int) -> Iterator[tuple[Key, Measures]]:
     """Of every estimator, number of documents, and k, for each task and repeat."""
     experts = expert_rows(recording)
     others = np.setdiff1d(np.arange(len(recording.genotypes)), experts)
@@ -113,20 +120,20 @@ def report(name: str, num_repeats: int) -> None:
     if others := [task.name for task in recording.tasks if not (task.binary and task.higher_is_better)]:
         raise UserError(f"{name}: this benchmark needs scores of 0 and 1, larger is better: not {', '.join(others)}.")
     began = time.process_time()
-    found: dict[Key, list[tuple[float, float, float, float]]] = defaultdict(list)
+    found: dict[Key, list[Measures]] = defaultdict(list)
     for key, values in measurements(recording, num_repeats):
         found[key].append(values)
     means = {key: np.mean(values, axis=0) for key, values in found.items()}
     k_names = [f"k={k}" for k in FITTED]
     header = ["n", "documents", "estimator", *(f"rmse {k}" for k in k_names), *(f"tau {k}" for k in k_names)]
     middle = len(FITTED) // 2
-    header += [f"best k={FITTED[middle]}", f"held k={FITTED[middle]}"]
+    header += [f"{what} k={FITTED[middle]}" for what in ("best rmse", "best tau", "held")]
     print(f"\n{name}: {len(recording.genotypes)} candidates, {len(recording.tasks)} tasks\n")
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for count, kind, estimator in dict.fromkeys(key[:3] for key in means):
         rows = [means[count, kind, estimator, k] for k in FITTED]
         cells = [f"{np.sqrt(row[0]):.3f}" for row in rows] + [f"{row[1]:.2f}" for row in rows]
-        cells += [f"{np.sqrt(rows[middle][2]):.3f}", f"{rows[middle][3]:.2f}"]
+        cells += [f"{np.sqrt(rows[middle][2]):.3f}", f"{rows[middle][3]:.2f}", f"{rows[middle][4]:.2f}"]
         print(f"| {count} | {kind} | {estimator} | {' | '.join(cells)} |")
     print(f"\n{time.process_time() - began:.0f} CPU seconds")
 

@@ -1,4 +1,4 @@
-"""The estimators on outcomes of real merges: what docs/estimators.md says of them holds, by a small part of its benchmark."""
+"""The estimators on outcomes of real merges: a small part of the benchmark, and what docs/estimators.md says of it."""
 
 import sys
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def test_anchors_and_the_combination_are_nearer_than_the_mean_of_random_document
         found.setdefault((kind, name), []).append(values)
     squared = {key: np.mean([values[0] for values in rows]) for key, rows in found.items()}
     tau = {key: np.mean([values[1] for values in rows]) for key, rows in found.items()}
-    held = {key: np.mean([values[3] for values in rows]) for key, rows in found.items()}
+    held = {key: np.mean([values[4] for values in rows]) for key, rows in found.items()}
     plain = squared["random", "mean"]
     assert squared["anchors", "gp-IRT"] < 0.5 * plain
     assert squared["random", "p-IRT"] < 0.7 * plain
