@@ -16,6 +16,7 @@ MAX_LOGIT = 30.0  # beyond it a probability is 0 or 1 to all digits that matter,
 _MAX_STEP = 4.0
 _MAX_HALVINGS = 12
 _JITTER = 1e-9
+_CONVERGED = 1e-9
 
 
 @dataclass(frozen=True)
@@ -76,40 +77,50 @@ def fit_logistic(
     """
     base = np.zeros(len(features)) if offsets is None else offsets
     factor = np.ones_like(targets) if scales is None else scales
-    observed = np.isfinite(targets)
-    values = np.where(observed, targets, 0.0)
-    size = features.shape[1]
-    products = (features[:, :, None] * features[:, None, :]).reshape(len(features), size * size)
+    posterior = _Posterior(features, targets, prior, base, factor)
     found = np.tile(prior.mean, (targets.shape[1], 1)) if start is None else start.copy()
-
-    def logits_of(coefficients: Array) -> Array:
-        return np.asarray(factor * (features @ coefficients.T + base[:, None]))
-
-    def loss_of(coefficients: Array) -> Array:
-        clipped = np.clip(logits_of(coefficients), -MAX_LOGIT, MAX_LOGIT)
-        terms = np.where(observed, np.logaddexp(0.0, clipped) - values * clipped, 0.0).sum(axis=0)
-        return np.asarray(terms + 0.5 * ((coefficients - prior.mean) ** 2 @ prior.precision))
-
-    def hessians_of(coefficients: Array) -> tuple[Array, Array]:
-        p = probability(logits_of(coefficients))
-        gradients = (factor * np.where(observed, p - values, 0.0)).T @ features
-        gradients = gradients + (coefficients - prior.mean) * prior.precision
-        curvature = np.where(observed, factor**2 * p * (1.0 - p), 0.0)
-        hessians = (curvature.T @ products).reshape(len(coefficients), size, size)
-        return gradients, hessians + np.diag(prior.precision + _JITTER)
-
-    loss = loss_of(found)
+    loss = posterior.loss(found)
     for _ in range(num_steps):
-        gradients, hessians = hessians_of(found)
+        gradients, hessians = posterior.derivatives(found)
         steps = -np.linalg.solve(hessians, gradients[:, :, None])[:, :, 0]
         steps *= np.minimum(1.0, _MAX_STEP / np.maximum(np.abs(steps).max(axis=1, keepdims=True), _MAX_STEP))
         for halving in range(_MAX_HALVINGS):
-            trial = loss_of(found + steps)
+            trial = posterior.loss(found + steps)
             worse = trial > loss + 1e-12 * np.abs(loss)
             if not worse.any():
                 break
             steps[worse] *= 0.5 if halving < _MAX_HALVINGS - 1 else 0.0
         found, loss = found + steps, np.minimum(loss, trial)
-        if np.abs(steps).max(initial=0.0) < 1e-9:
+        if np.abs(steps).max(initial=0.0) < _CONVERGED:
             break
-    return Regression(found, np.asarray(np.linalg.inv(hessians_of(found)[1]), dtype=np.float64))
+    return Regression(found, np.asarray(np.linalg.inv(posterior.derivatives(found)[1]), dtype=np.float64))
+
+
+class _Posterior:
+    """Negative log posterior of each regression; arguments as in `fit_logistic`."""
+
+    def __init__(self, features: Array, targets: Array, prior: GaussianPrior, offsets: Array, scales: Array) -> None:
+        self._features, self._prior, self._offsets, self._scales = features, prior, offsets, scales
+        self._observed = np.isfinite(targets)
+        self._values = np.where(self._observed, targets, 0.0)
+        self._products = (features[:, :, None] * features[:, None, :]).reshape(len(features), features.shape[1] ** 2)
+
+    def loss(self, coefficients: Array) -> Array:
+        """``(B,)``."""
+        clipped = np.clip(self._logits(coefficients), -MAX_LOGIT, MAX_LOGIT)
+        terms = np.where(self._observed, np.logaddexp(0.0, clipped) - self._values * clipped, 0.0).sum(axis=0)
+        return np.asarray(terms + 0.5 * ((coefficients - self._prior.mean) ** 2 @ self._prior.precision))
+
+    def derivatives(self, coefficients: Array) -> tuple[Array, Array]:
+        """Gradients ``(B, F)`` and Hessians ``(B, F, F)``."""
+        size = coefficients.shape[1]
+        p = probability(self._logits(coefficients))
+        gradients = (self._scales * np.where(self._observed, p - self._values, 0.0)).T @ self._features
+        gradients = gradients + (coefficients - self._prior.mean) * self._prior.precision
+        curvature = np.where(self._observed, self._scales**2 * p * (1.0 - p), 0.0)
+        hessians = (curvature.T @ self._products).reshape(len(coefficients), size, size)
+        return gradients, hessians + np.diag(self._prior.precision + _JITTER)
+
+    def _logits(self, coefficients: Array) -> Array:
+        found: Array = self._scales * (self._features @ coefficients.T + self._offsets[:, None])
+        return found
