@@ -1,7 +1,8 @@
 """Optimizers for several objectives, without models: time of the controller, and hypervolume against evaluations.
 
 python scripts/bench_pareto.py [--only NAME ...] [--skip-time] [--skip-quality] [--skip-zoo] [--seeds 0 1 2]
-                               [--evaluations 100 300] [--genes 8] [--landscape zoo3 micro9] [--zoo-seeds 5] [--jobs 1]
+                               [--evaluations 100 300] [--genes 8] [--landscape zoo3 micro9] [--objectives 2 3]
+                               [--zoo-seeds 5] [--jobs 1]
 
 Time: CPU seconds of one ask and its tell over a whole search of 1,000 trials, 64 genes, 3 objectives (2 where an
 optimizer takes no more). Quality: share of the whole front's hypervolume, mean over seeds, generations as in a run.
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("--skip-quality", action="store_true")
     parser.add_argument("--skip-zoo", action="store_true")
     parser.add_argument("--landscape", nargs="+", default=["zoo3", "micro9"])
+    parser.add_argument("--objectives", nargs="+", type=int, default=[2, 3])
     parser.add_argument("--zoo-seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()
@@ -147,11 +149,10 @@ def main() -> None:
         show_quality(options.only, options.seeds, sorted(options.evaluations), options.genes)
     if options.skip_zoo:
         return
+    names = [name for name in options.only if name not in SLOW]
     for landscape in options.landscape:
-        for objectives in (2, 3):
-            show_zoo(
-                [name for name in options.only if name != "gp"], landscape, objectives, options.zoo_seeds, options.jobs
-            )
+        for objectives in options.objectives:
+            show_zoo(names, landscape, objectives, options.zoo_seeds, options.jobs)
             show_map(landscape, objectives, options.zoo_seeds, options.jobs)
 
 

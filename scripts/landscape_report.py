@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from landscape_kernels import Kernel, Regressions
@@ -20,9 +21,11 @@ from landscapes import (
     thresholds,
     unit_points,
 )
+from record_landscape import read_run
 from rich.console import Console
 from rich.table import Table
 
+from evomerge.errors import UserError
 from evomerge.terms import Array
 
 Predict = Callable[[Array, Array, Array], Array]
@@ -117,6 +120,24 @@ def boosted(points: Array, values: Array, others: Array) -> Array:
 
     model = HistGradientBoostingRegressor(min_samples_leaf=5, random_state=0)
     return np.asarray(model.fit(points, values.mean(axis=1)).predict(others))[:, None]
+
+
+def report_against(name: str, run: Path) -> None:
+    """How well a landscape predicts candidates of a run that it was not recorded from, for example of a real search."""
+    landscape, others = load_landscape(name), read_run(run)
+    if [task.name for task in others.tasks] != list(landscape.tasks) or others.genes != landscape.genes:
+        raise UserError(f"{run}: searches other genes or tasks than {name} was recorded from.")
+    table = Table("task", "documents", "error of the mean", "bias", title=f"{name}, candidates of {run.name}")
+    for index, task in enumerate(landscape.tasks):
+        found = np.array([landscape.scores(row, index) for row in others.genotypes])
+        table.add_row(task, *quality(found, others.scores[index]).cells())
+    predicted = landscape.truths(others.genotypes).mean(axis=1)
+    real = np.mean([values.mean(axis=1) for values in others.scores], axis=0)
+    Console(width=120).print(
+        table,
+        f"mean of tasks, {len(real)} candidates: error {np.sqrt(np.mean((predicted - real) ** 2)):.4f}, correlation "
+        f"{np.corrcoef(predicted, real)[0, 1]:.3f}, best {real.max():.4f}, predicted {predicted[real.argmax()]:.4f}\n",
+    )
 
 
 def report(name: str) -> None:

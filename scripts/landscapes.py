@@ -1,9 +1,10 @@
 """Landscapes: what a search over merges would see, without models, from recorded outcomes of single documents.
 
-python scripts/landscapes.py NAME... [--fit]
+python scripts/landscapes.py NAME... [--fit] [--against RUN]
 
 Prints how well each landscape predicts recorded candidates that were kept from it, and the time of one evaluation.
 ``--fit`` chooses the kernels anew (a minute or two) and writes them beside the recording; needed once after recording.
+``--against`` compares with the candidates of a run that was not recorded, such as a real search of the same space.
 
 Names: a file of scripts/recordings (``zoo3``, ``micro9``), ``smm:NAME`` for the smooth surrogate with noise fitted to
 it, ``smm`` for that of micro9.
@@ -381,11 +382,12 @@ def load_kernels(path: Path, recording: Recording) -> tuple[list[Kernel], list[K
 
 
 def main() -> None:
-    from landscape_report import report
+    from landscape_report import report, report_against
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", metavar="NAME")
     parser.add_argument("--fit", action="store_true")
+    parser.add_argument("--against", type=Path, metavar="RUN")
     options = parser.parse_args()
     for name in options.names:
         try:
@@ -395,7 +397,10 @@ def main() -> None:
                 began = time.perf_counter()
                 save_kernels(path, recording, *fit_kernels(recording))
                 print(f"{kernels_path(path).name}: fitted in {time.perf_counter() - began:.0f} s")
-            report(name)
+            if options.against is not None:
+                report_against(name, options.against)
+            else:
+                report(name)
         except UserError as error:
             sys.exit(str(error))
 
