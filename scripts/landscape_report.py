@@ -24,6 +24,7 @@ from landscapes import (
 from record_landscape import read_run
 from rich.console import Console
 from rich.table import Table
+from scipy.special import expit, logit
 
 from evomerge.errors import UserError
 from evomerge.terms import Array
@@ -122,6 +123,20 @@ def boosted(points: Array, values: Array, others: Array) -> Array:
     return np.asarray(model.fit(points, values.mean(axis=1)).predict(others))[:, None]
 
 
+def quadratic(points: Array, values: Array, others: Array) -> Array:
+    """The sigmoid of a quadratic of the task's mean, which MAP assumes, fitted by least squares of the log odds."""
+    means, ends = values.mean(axis=1), 0.5 / values.shape[1]
+    odds = logit(np.clip(means, ends, 1.0 - ends))
+    spread = np.clip(means * (1.0 - means), ends, None) ** 0.5
+    found = np.linalg.lstsq(_monomials(points) * spread[:, None], odds * spread, rcond=None)[0]
+    return np.asarray(expit(_monomials(others) @ found))[:, None]
+
+
+def _monomials(points: Array) -> Array:
+    pairs = np.triu_indices(points.shape[1])
+    return np.column_stack([np.ones(len(points)), points, points[:, pairs[0]] * points[:, pairs[1]]])
+
+
 def report_against(name: str, run: Path) -> None:
     """How well a landscape predicts candidates of a run that it was not recorded from, for example of a real search."""
     landscape, others = load_landscape(name), read_run(run)
@@ -152,7 +167,11 @@ def report(name: str) -> None:
     for index, task in enumerate(recording.tasks):
         models: dict[str, Predict] = {"most candidates": majority, "nearest candidate": nearest}
         if is_smm:
-            models |= {"boosted trees, mean": boosted, "process, mean": smooth(means[index])}
+            models |= {
+                "sigmoid of a quadratic, mean": quadratic,
+                "boosted trees, mean": boosted,
+                "process, mean": smooth(means[index]),
+            }
         elif task.binary:
             models |= {"process, cut at 0": latent(documents[index], False)}
             models |= {"process, cut as often": latent(documents[index], True)}
