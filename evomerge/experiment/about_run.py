@@ -18,7 +18,7 @@ def about_run(resolved: Mapping[str, Any], run_dir: Path, summary: Mapping[str, 
     """
     models = resolved["models"]
     lines = [str(resolved["description"]).strip(), ""] if resolved.get("description") else []
-    lines += [f"- base model: `{_model(models['base'])}`"]
+    lines += [f"- base model: `{_model(models['base'])}`"] if models.get("base") else []
     lines += [f"- expert {name}: `{_model(model)}`" for name, model in models["experts"].items()]
     space = resolved["search_space"]
     if isinstance(space, Mapping):
