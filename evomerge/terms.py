@@ -190,16 +190,59 @@ class HopCounts:
 
 
 @dataclass(frozen=True)
+class Rung:
+    """What a candidate of a racing run had after some of its documents. It is no fitness: that means all documents.
+
+    Attributes:
+        documents: scored so far, over all fitnesses.
+        fitness: ``(M,)`` maximised, over these documents.
+    """
+
+    documents: int
+    fitness: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a candidate was not scored to the end: on the documents so far it was clearly behind another one.
+
+    Attributes:
+        documents: scored when it was stopped.
+        total: documents there would have been.
+        against: id of the candidate it was behind.
+        difference: its score minus the other's on these documents, as the optimizer counts; with several objectives
+            in the one where it came nearest.
+        upper: upper confidence bound of that difference over all documents; under ``halving`` the difference itself.
+        audit: ``(M,)`` its fitness on all documents, where it was scored to the end to check the decision.
+    """
+
+    documents: int
+    total: int
+    against: int
+    difference: float
+    upper: float
+    audit: tuple[float, ...] = ()
+
+    @property
+    def scored(self) -> int:
+        """Documents it cost: all of them where it was audited."""
+        return self.total if self.audit else self.documents
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What scoring one merged model gave.
 
     Attributes:
-        fitness: ``(M,)`` maximised objective values in the order of the evaluator's objectives; empty when it failed.
-        document_scores: one table for each objective that has documents.
+        fitness: ``(M,)`` maximised objective values in the order of the evaluator's objectives; empty when it failed
+            or was stopped.
+        document_scores: one table for each objective that has documents; of a stopped one only those scored.
         metrics: every scalar worth showing, natural direction, keyed ``task/metric,filter``.
         seconds: cost.
-        failure: set exactly when there is no fitness.
+        failure: set where something went wrong.
         hops: work of a route's forward passes; not recorded, as it depends on what the worker did before.
+        rungs: of a racing run, what it had on the way, the last rung left out.
+        stop: set where it was stopped before the last document.
     """
 
     fitness: tuple[float, ...] = ()
@@ -208,18 +251,22 @@ class Evaluation:
     seconds: Seconds = field(default_factory=Seconds)
     failure: Failure | None = None
     hops: HopCounts = field(default_factory=HopCounts)
+    rungs: tuple[Rung, ...] = ()
+    stop: Stop | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether the candidate has a fitness."""
-        return self.failure is None
+        """Whether the candidate has a fitness: it did not fail, and all documents were scored."""
+        return self.failure is None and self.stop is None
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One proposal of an optimizer. ``id`` counts from 0 in ask order over the whole run.
 
-    ``note`` holds what the optimizer expected of it, for people.
+    ``note`` holds what the optimizer expected of it, for people. In a racing run ``race_against`` has the ids of the
+    candidates it has to keep up with, and ``race_thresholds`` what it needs after each rung (``halving``; None = no
+    more than the others); both were fixed when it was asked.
     """
 
     id: int
@@ -228,3 +275,5 @@ class Candidate:
     generation: int
     parent_ids: tuple[int, ...] = ()
     note: Mapping[str, float] = field(default_factory=dict)
+    race_against: tuple[int, ...] = ()
+    race_thresholds: tuple[float | None, ...] = ()

@@ -20,7 +20,8 @@ import torch
 from evomerge.engine.live_model import LiveModel
 from evomerge.evaluation.documents import plan_documents
 from evomerge.evaluation.fitness_yaml import load_fitness
-from evomerge.evaluation.request_plans import PassSize, plan_loglikelihood, run_loglikelihood
+from evomerge.evaluation.likelihood_pass import PassSize
+from evomerge.evaluation.request_plans import as_document, plan_loglikelihood, run_loglikelihood
 from evomerge.recipes.recipe import Hop, Recipe, Source, route_through
 from evomerge.runtime.executor import Job, WorkerPlan
 from evomerge.runtime.worker import Worker
@@ -124,7 +125,8 @@ def bench_likelihoods(models: dict[str, Source], recipes: list[Recipe], num_rows
     seconds, answers, share = {}, {}, 0.0
     for size in (0, None):
         live = live_model(models, size)
-        plan = plan_loglikelihood(requests, [num_rows], PassSize.of(live.device, None), 2048, live.device)
+        block = tuple(as_document([request], row, 2048) for row, request in enumerate(requests))
+        plan = plan_loglikelihood([block], "head_skip", PassSize.of(live.device, None), live.device)
         live.apply(recipes[-1])  # fills lanes
         run_loglikelihood(live.model, plan)
         live.apply(Recipe(models["base"]))

@@ -3,7 +3,8 @@
     python scripts/bench_scorer.py [--model zoo:smollm2-135m] [--dtype float32] [--threads 1] [--documents 100]
 
 Stock seconds are those of lm-eval's `evaluate` on loaded tasks (what a loop around lm-eval pays for each candidate),
-ours those of one `Evaluator.evaluate`. "pure forward" is the time inside the model during our evaluation.
+ours those of one `Evaluator.evaluate`; `start_cpu` is what building and the self-check cost once. "pure forward" is the
+time inside the model during our evaluation.
 CPU seconds are shown beside wall seconds because other work on the machine disturbs the latter.
 """
 
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--documents", type=int, default=100)
-    parser.add_argument("--cases", nargs="*", default=["generation", "generation_4shot", "choice", "choice_5shot"])
+    parser.add_argument("--cases", nargs="*", help="default: all of them")
     parser.add_argument("--stock-batches", type=int, nargs="*", default=[1, 16, 32])
     parser.add_argument("--repeats", type=int, default=2)
     options = parser.parse_args()
@@ -53,7 +54,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with tempfile.TemporaryDirectory() as made:
         cases = {case.name: case for case in _cases(Path(made), options.documents)}
-        for name in options.cases:
+        for name in options.cases or cases:
             print(json.dumps(_compare(cases[name], model, tokenizer, Path(made), options)), flush=True)
 
 
@@ -66,7 +67,10 @@ def _folder(model: str) -> Path:
 
 
 def _cases(folder: Path, num_documents: int) -> list[Case]:
-    """Tasks over the zoo's documents; multiple choice asks for a country's capital among four."""
+    """Tasks over the zoo's documents; multiple choice asks for a country's capital among four.
+
+    Examples in the prompt are the same for all documents, or, where the name says so, drawn for each one.
+    """
     data = preset_dir("fitness") / "tasks" / "zoo" / "data"
     files = {}
     for task in ("zoo_math_en", "zoo_capitals"):
@@ -76,6 +80,7 @@ def _cases(folder: Path, num_documents: int) -> list[Case]:
         for number, document in enumerate(documents):
             wrong = random.Random(number).sample([answer for answer in answers if answer != document["answer"]], 3)
             document |= {"choices": [document["answer"], *wrong], "label": 0}
+            document["long_choices"] = [f"what was asked for is {choice}" for choice in document["choices"]]
         random.Random(0).shuffle(documents)
         for split, chosen in (("search", documents[:num_documents]), ("shots", documents[num_documents:])):
             path = folder / f"{task}.{split}.jsonl"
@@ -102,18 +107,23 @@ def _cases(folder: Path, num_documents: int) -> list[Case]:
         "doc_to_target": "label",
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     }
+    choose_long = {**choose, "doc_to_choice": "long_choices"}
     made = {
-        "generation": ("zoo_math_en", generate, 0, "exact_match"),
-        "generation_4shot": ("zoo_math_en", generate, 4, "exact_match"),
-        "choice": ("zoo_capitals", choose, 0, "acc"),
-        "choice_5shot": ("zoo_capitals", choose, 5, "acc"),
+        "generation": ("zoo_math_en", generate, 0, "exact_match", "first_n"),
+        "generation_4shot": ("zoo_math_en", generate, 4, "exact_match", "first_n"),
+        "generation_4shot_random": ("zoo_math_en", generate, 4, "exact_match", "default"),
+        "choice": ("zoo_capitals", choose, 0, "acc", "first_n"),
+        "choice_5shot": ("zoo_capitals", choose, 5, "acc", "first_n"),
+        "choice_5shot_random": ("zoo_capitals", choose, 5, "acc", "default"),
+        "long_choice_5shot": ("zoo_math_en", choose_long, 5, "acc", "first_n"),
+        "long_choice_5shot_random": ("zoo_math_en", choose_long, 5, "acc", "default"),
     }
     cases = []
-    for name, (task, kind, shots, metric) in made.items():
+    for name, (task, kind, shots, metric, sampler) in made.items():
         config = {
             "task": name, "dataset_path": "json", "doc_to_text": "{{prompt}}", "num_fewshot": shots or None,
             "dataset_kwargs": {"data_files": {split: files[task, split] for split in ("search", "shots")}},
-            "test_split": "search", "fewshot_split": "shots", "fewshot_config": {"sampler": "first_n"}, **kind,
+            "test_split": "search", "fewshot_split": "shots", "fewshot_config": {"sampler": sampler}, **kind,
         }  # fmt: skip
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
         fitness = {"task": name, "metric": metric, "documents": {"search": {"split": "search"}}}
@@ -128,7 +138,7 @@ def _compare(case: Case, model: Any, tokenizer: Any, folder: Path, options: argp
 
     configs = load_fitness(case.fitness)
     evaluator = build_evaluator(configs, plan_documents(configs))
-    evaluator.bind(model, tokenizer)
+    _, _, start_cpu = _timed(lambda: evaluator.bind(model, tokenizer), 1)
     ours, our_wall, our_cpu = _timed(lambda: evaluator.evaluate("search"), options.repeats)
     assert ours.ok, ours.failure
     theirs: dict[str, Any] = {}
@@ -148,6 +158,8 @@ def _compare(case: Case, model: Any, tokenizer: Any, folder: Path, options: argp
         "dtype": str(model.dtype),
         "score": ours.fitness[0],
         "ours": {"wall": round(our_wall, 3), "cpu": round(our_cpu, 3)},
+        "engines": evaluator.notes,
+        "start_cpu": round(start_cpu, 3),
         "wall_over_pure_forward": round(ours.seconds.busy / ours.seconds.forward, 3),
         **theirs,
         "speedup_over_best_stock_cpu": round(best / our_cpu, 2),

@@ -59,6 +59,7 @@ class FitnessPlan:
         higher_is_better: direction of the metric.
         weight_by_size: whether members of a group weigh by their number of documents.
         settings: hash of the task's configuration: metrics, filters, generation arguments, code.
+        is_mean: whether the metric is a mean over documents in every task, and no corpus metric.
     """
 
     name: str
@@ -69,6 +70,7 @@ class FitnessPlan:
     higher_is_better: bool = True
     weight_by_size: bool = False
     settings: str = ""
+    is_mean: bool = True
 
     def document_ids(self, role: SplitName) -> tuple[str, ...]:
         """Ids over all members in scoring order; a group's are ``task/id``."""

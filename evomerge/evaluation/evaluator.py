@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from evomerge.errors import UserError
 from evomerge.evaluation.cost_fitness import CostFitness, CostMeter
 from evomerge.evaluation.documents import DocumentPlan, FitnessPlan
 from evomerge.evaluation.failures import ScoringFailed, failure_of
 from evomerge.evaluation.fitness_yaml import FitnessConfig
+from evomerge.evaluation.racing import Race
+from evomerge.evaluation.rung_run import RungsRun, run_rungs
+from evomerge.evaluation.rungs import RungSettings, lay_rungs
 from evomerge.evaluation.task_scores import ObjectiveScore
-from evomerge.terms import Evaluation, FailureKind, Objective, Seconds, SplitName
+from evomerge.terms import Array, Evaluation, FailureKind, Objective, Seconds, SplitName
 
 if TYPE_CHECKING:
     from evomerge.evaluation.python_fitness import PythonFitness
@@ -42,7 +47,7 @@ class Evaluator(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Remarks for people, for example why a slower loop is used."""
+        """Remarks for people: which engines score, and why none faster."""
         ...
 
     def bind(self, model: Any, tokenizer: Any, cost: CostMeter | None = None) -> None:
@@ -62,8 +67,13 @@ class Evaluator(Protocol):
         """Lay the requests out anew, for example after running out of memory."""
         ...
 
-    def evaluate(self, split: SplitName, seed: int = 0) -> Evaluation:
+    def evaluate(self, split: SplitName, seed: int = 0, race: Race | None = None) -> Evaluation:
         """Score the model's present weights on a split.
+
+        Args:
+            split: whose documents.
+            seed: for whatever draws random numbers.
+            race: what the model has to keep up with on the search documents of a racing run; None = score all.
 
         Raises:
             UserError: a fitness has no documents for this split.
@@ -77,13 +87,19 @@ class EvaluatorSettings:
 
     Attributes:
         batch_size: rows of one forward pass for every fitness, None = each one's own.
-        exact: score through lm-eval's own loops.
+        exact: score everything through lm-eval's own loops.
+        exact_splits: score these splits through lm-eval's own loops.
+        pass_tokens: most tokens of one forward pass, None = what suits the device.
         import_paths: folders put on ``sys.path`` for ``python:`` fitness functions.
+        rungs: how the search documents are cut, None = not at all.
     """
 
     batch_size: int | None = None
     exact: bool = False
+    exact_splits: tuple[SplitName, ...] = ()
+    pass_tokens: int | None = None
     import_paths: tuple[str, ...] = ()
+    rungs: RungSettings | None = None
 
 
 def build_evaluator(
@@ -119,13 +135,14 @@ class FitnessEvaluator:
         self._tokenizer: Any = None
         self._scorer: Any = None
         self._parts: list[PythonFitness | CostFitness | _LmEvalPart] = []
+        self._layout = None if settings.rungs is None else lay_rungs(self._configs, plan, settings.rungs)
         for config in self._configs:
             if config.cost is not None:
                 self._parts.append(CostFitness(config))
             elif config.python is not None:
                 self._parts.append(PythonFitness(config, plan.of(config.name), settings.import_paths))
             else:
-                self._parts.append(_LmEvalPart(config, plan.of(config.name)))
+                self._parts.append(_LmEvalPart(config, plan.of(config.name), self._rungs_of(len(self.objectives))))
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -142,12 +159,17 @@ class FitnessEvaluator:
     @property
     def notes(self) -> tuple[str, ...]:
         """See `Evaluator.notes`."""
-        slow = self._scorer.slow_paths if self._scorer is not None else {}
-        return tuple(f"{kind} runs through lm-eval's own loop: {reason}" for kind, reason in slow.items())
+        engines = self._scorer.notes if self._scorer is not None else {}
+        return tuple(f"{kind} scored by engine {engine}" for kind, engine in engines.items())
+
+    def _rungs_of(self, objective: int) -> tuple[tuple[int, ...], ...]:
+        """What is scored together of an objective's search documents; empty where all is."""
+        found = None if self._layout is None else self._layout.objectives[objective]
+        return () if found is None else tuple(tuple(rung.tolist()) for rung in found.rungs)
 
     def bind(self, model: Any, tokenizer: Any, cost: CostMeter | None = None) -> None:
         """See `Evaluator.bind`."""
-        self._model, self._tokenizer = model, tokenizer
+        self._model, self._tokenizer, self._scorer = model, tokenizer, None
         for part in self._parts:
             if isinstance(part, CostFitness):
                 part.use(cost)
@@ -163,13 +185,18 @@ class FitnessEvaluator:
         if any(isinstance(part, _LmEvalPart) for part in self._parts):
             from evomerge.evaluation.lm_eval_scorer import PreparedScorer
 
-            self._scorer = PreparedScorer(self._model, self._tokenizer, self._batch_size, self._settings.exact)
+            settings = self._settings
+            # Other sizes change nothing about which engines suit; the weights may be a broken candidate's by now.
+            chooser = self._scorer.chooser if self._scorer is not None else None
+            self._scorer = PreparedScorer(
+                self._model, self._tokenizer, self._batch_size, settings.exact, settings.pass_tokens, chooser
+            )
         for part in self._parts:
             if isinstance(part, _LmEvalPart):
-                part.use(self._scorer, self._batch_size)
+                part.use(self._scorer, self._batch_size, self._settings.exact_splits)
             part.bind(self._model, self._tokenizer)
 
-    def evaluate(self, split: SplitName, seed: int = 0) -> Evaluation:
+    def evaluate(self, split: SplitName, seed: int = 0, race: Race | None = None) -> Evaluation:
         """See `Evaluator.evaluate`."""
         assert self._model is not None, "bind() comes before evaluate()"
         if split not in self.splits:
@@ -179,41 +206,99 @@ class FitnessEvaluator:
 
         from evomerge.evaluation.forward_clock import ForwardClock
 
-        scores: list[ObjectiveScore] = []
         started = time.perf_counter()
+        scoring = _Scoring(tuple(zip(self._configs, self._parts, strict=True)), split, seed)
         with torch.no_grad(), ForwardClock(self._model) as clock:
-            for config, part in zip(self._configs, self._parts, strict=True):
-                try:
-                    scores += _finite(part.score(split, seed))
-                except UserError:
-                    raise
-                except Exception as error:  # whatever a merge or a task did is this candidate's failure
-                    logger.debug("fitness %s failed", config.name, exc_info=True)
-                    failure = failure_of(error, f"fitness {config.name}, {split}")
-                    return Evaluation(failure=failure, seconds=_seconds(started, clock.seconds))
+            try:
+                if split == "search" and self._layout is not None:
+                    ran = run_rungs(scoring.rung, self._layout, self.objectives, race)
+                    scores = scoring.finished(ran)
+                else:
+                    ran, scores = RungsRun(), scoring.everything()
+            except UserError:
+                raise
+            except Exception as error:  # whatever a merge or a task did is this candidate's failure
+                logger.debug("fitness %s failed", scoring.name, exc_info=True)
+                failure = failure_of(error, f"fitness {scoring.name}, {split}")
+                return Evaluation(failure=failure, seconds=_seconds(started, clock.seconds))
+        tables = tuple(score.table for score in scores if score.table is not None)
+        seconds = _seconds(started, clock.seconds)
+        if ran.stop is not None:
+            stop = replace(ran.stop, audit=self._fitness(scores)) if ran.is_complete else ran.stop
+            return Evaluation(document_scores=tables, seconds=seconds, rungs=ran.rungs, stop=stop)
+        metrics = {name: value for score in scores for name, value in score.metrics.items()}
+        return Evaluation(self._fitness(scores), tables, metrics, seconds, rungs=ran.rungs)
+
+    def _fitness(self, scores: Sequence[ObjectiveScore]) -> tuple[float, ...]:
         signs = [1.0 if objective.higher_is_better else -1.0 for objective in self.objectives]
-        return Evaluation(
-            fitness=tuple(sign * score.value + 0.0 for sign, score in zip(signs, scores, strict=True)),
-            document_scores=tuple(score.table for score in scores if score.table is not None),
-            metrics={name: value for score in scores for name, value in score.metrics.items()},
-            seconds=_seconds(started, clock.seconds),
-        )
+        return tuple(sign * score.value + 0.0 for sign, score in zip(signs, scores, strict=True))
+
+
+@dataclass
+class _Scoring:
+    """One candidate's way through the fitnesses.
+
+    Attributes:
+        parts: each fitness and what scores it.
+        split: whose documents.
+        seed: for whatever draws random numbers.
+        name: the fitness at work, for messages.
+    """
+
+    parts: Sequence[tuple[FitnessConfig, PythonFitness | CostFitness | _LmEvalPart]]
+    split: SplitName
+    seed: int
+    name: str = ""
+    whole: dict[str, list[ObjectiveScore]] = field(default_factory=dict)
+
+    def everything(self) -> list[ObjectiveScore]:
+        """All documents of all fitnesses."""
+        return [score for config, part in self.parts for score in self._whole(config, part)]
+
+    def rung(self, rung: int) -> list[Array]:
+        """Values of the documents of a rung, for each objective; ``(1,)`` of one that is scored whole."""
+        columns: list[Array] = []
+        for config, part in self.parts:
+            if isinstance(part, _LmEvalPart) and part.is_raced:
+                self.name = config.name
+                columns.append(part.score_rung(rung, self.seed))
+                continue
+            if rung == 0:
+                self.whole[config.name] = self._whole(config, part)
+            columns += [np.array([score.value]) for score in self.whole[config.name]]
+        return columns
+
+    def finished(self, ran: RungsRun) -> list[ObjectiveScore]:
+        """The scores over all rungs that were scored."""
+        scores: list[ObjectiveScore] = []
+        for config, part in self.parts:
+            self.name = config.name
+            if isinstance(part, _LmEvalPart) and part.is_raced:
+                scores += _finite([part.score_so_far(None if ran.is_complete else ran.last)])
+            else:
+                scores += self.whole[config.name]
+        return scores
+
+    def _whole(self, config: FitnessConfig, part: PythonFitness | CostFitness | _LmEvalPart) -> list[ObjectiveScore]:
+        self.name = config.name
+        return _finite(part.score(self.split, self.seed))
 
 
 class _LmEvalPart:
     """One lm-eval fitness."""
 
-    def __init__(self, config: FitnessConfig, plan: FitnessPlan) -> None:
+    def __init__(self, config: FitnessConfig, plan: FitnessPlan, rungs: tuple[tuple[int, ...], ...] = ()) -> None:
         self._config = config
         self._plan = plan
+        self._rungs = rungs
         self._bank: Any = None
         self.objectives = (Objective(config.name, plan.higher_is_better, config.weight),)
 
-    def use(self, scorer: Any, batch_size: int | None) -> None:
+    def use(self, scorer: Any, batch_size: int | None, exact_splits: Sequence[SplitName]) -> None:
         """Score through this scorer from now on."""
         from evomerge.evaluation.task_bank import TaskBank
 
-        self._bank = TaskBank(self._config, self._plan, scorer, batch_size)
+        self._bank = TaskBank(self._config, self._plan, scorer, batch_size, exact_roles=exact_splits, rungs=self._rungs)
 
     def bind(self, model: Any, tokenizer: Any) -> None:
         """Prepare the search split."""
@@ -222,6 +307,21 @@ class _LmEvalPart:
     def score(self, role: SplitName, seed: int) -> list[ObjectiveScore]:
         """The objective's score."""
         return [self._bank.score(role, seed)]
+
+    @property
+    def is_raced(self) -> bool:
+        """Whether its search documents are scored rung by rung."""
+        return bool(self._rungs)
+
+    def score_rung(self, rung: int, seed: int) -> Array:
+        """Values of a rung's documents, in the rung's order."""
+        values: Array = self._bank.score_rung(rung, seed)
+        return values
+
+    def score_so_far(self, rung: int | None) -> ObjectiveScore:
+        """The objective's score over the rungs scored; None = over all documents."""
+        score: ObjectiveScore = self._bank.score_so_far(rung)
+        return score
 
 
 def _finite(scores: list[ObjectiveScore]) -> list[ObjectiveScore]:

@@ -7,7 +7,6 @@ Shapes: B rows of a block, L tokens, H key-value heads, D head size.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,9 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from evomerge.evaluation.failures import ScoringFailed
-from evomerge.evaluation.request_plans import PassSize
+from evomerge.evaluation.likelihood_pass import PassSize
+from evomerge.evaluation.prompt_reading import PromptPass, lay_out_packed, lay_out_padded
+from evomerge.evaluation.shared_prefix import PrefixPlan, PrefixReader
 from evomerge.terms import FailureKind
 
 _COMPACT_BELOW = 0.75  # share of rows still alive below which the finished ones are dropped from the cache
@@ -51,93 +52,86 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True)
-class PromptChunk:
-    """Prompts of similar length that are read in one forward pass.
-
-    Attributes:
-        rows: their places in the block.
-        input_ids: ``(rows, L)``, padded on the left.
-        attention_mask: ``(rows, L)``, None where nothing is padded.
-    """
-
-    rows: tuple[int, ...]
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor | None
-
-
-@dataclass(frozen=True)
 class GenerationBlock:
     """Prompts that are generated together.
 
     Attributes:
-        chunks: the prompts.
-        lengths: ``(B,)`` tokens of each prompt.
+        passes: how the prompts are read.
+        prompts: their tokens.
+        prefix_length: tokens that all prompts begin with and that are read once.
         stops: strings that end a row.
         max_new_tokens: longest answer.
         requests: ``(B,)`` the request of each row.
     """
 
-    chunks: tuple[PromptChunk, ...]
-    lengths: torch.Tensor
+    passes: tuple[PromptPass, ...]
+    prompts: tuple[tuple[int, ...], ...]
+    prefix_length: int
     stops: tuple[str, ...]
     max_new_tokens: int
     requests: tuple[int, ...]
 
 
-def plan_block(
-    prompts: Sequence[Sequence[int]], requests: Sequence[int], stops: Sequence[str], max_new_tokens: int,
-    pad_token_id: int, size: PassSize, device: torch.device,
-) -> GenerationBlock:  # fmt: skip
-    """Lay out one block.
+@dataclass(frozen=True)
+class GenerationPlan:
+    """All blocks of a request set; a text depends on no prompt of another block."""
+
+    engine: str
+    blocks: tuple[GenerationBlock, ...]
+    prefixes: PrefixPlan
+
+
+class BlockPlanner:
+    """Lays out blocks one after the other.
 
     Args:
-        prompts: token ids of each row.
-        requests: the request of each row.
-        stops: strings that end a row.
-        max_new_tokens: longest answer.
-        pad_token_id: what fills short rows of a chunk.
+        engine: ``packed`` or ``padded``.
+        pad_token_id: what fills short rows of a padded pass.
         size: of the forward passes that read the prompts.
         device: where the tensors go.
     """
-    order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
-    chunks = []
-    for start, end in size.cut([len(prompts[row]) for row in order]):
-        rows = tuple(order[start:end])
-        width = len(prompts[rows[0]])
-        ids = torch.full((len(rows), width), pad_token_id, dtype=torch.long)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for line, row in enumerate(rows):
-            ids[line, width - len(prompts[row]) :] = torch.tensor(prompts[row], dtype=torch.long)
-            mask[line, width - len(prompts[row]) :] = 1
-        chunks.append(PromptChunk(rows, ids.to(device), None if bool(mask.all()) else mask.to(device)))
-    lengths = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.long, device=device)
-    return GenerationBlock(tuple(chunks), lengths, tuple(stops), max_new_tokens, tuple(requests))
+
+    def __init__(self, engine: str, pad_token_id: int, size: PassSize, device: torch.device) -> None:
+        self._engine, self._pad_token_id, self._size, self._device = engine, pad_token_id, size, device
+        self._prefixes = PrefixPlan()
+        self._blocks: list[GenerationBlock] = []
+
+    def add(
+        self, prompts: Sequence[Sequence[int]], requests: Sequence[int], stops: Sequence[str], max_new_tokens: int
+    ) -> None:
+        """One more block.
+
+        Args:
+            prompts: token ids of each row.
+            requests: the request of each row.
+            stops: strings that end a row.
+            max_new_tokens: longest answer.
+        """
+        whole = tuple(tuple(prompt) for prompt in prompts)
+        prefix = None
+        if self._engine == "packed":
+            prefix = self._prefixes.find(whole, min(map(len, whole)) - 1)
+            passes = lay_out_packed(whole, prefix, self._size, self._device)
+        else:
+            passes = lay_out_padded(whole, self._pad_token_id, self._size, self._device)
+        length = 0 if prefix is None else prefix.length
+        self._blocks.append(
+            GenerationBlock(tuple(passes), whole, length, tuple(stops), max_new_tokens, tuple(requests))
+        )
+
+    def plan(self) -> GenerationPlan:
+        """All blocks so far."""
+        return GenerationPlan(self._engine, tuple(self._blocks), self._prefixes)
 
 
-def why_not_greedy(model: Any, tokenizer: Any, stops: Sequence[str], longest: int, config: Any = None) -> str | None:
-    """Why the loop here would not give lm-eval's text for this model and these stop strings; None when it does.
+def why_not_greedy(model: Any, tokenizer: Any, stops: Sequence[str]) -> str | None:
+    """Why no loop here would give lm-eval's text for this model and these stop strings; None when it does.
 
     Args:
         model: the live model.
         tokenizer: its tokenizer.
         stops: strings that end a row.
-        longest: tokens of the longest prompt and answer together.
-        config: what the model is like; None = the model's configuration.
     """
-    config = model.config if config is None else config
-    parameters = inspect.signature(model.forward).parameters
-    missing = [name for name in ("position_ids", "past_key_values", "logits_to_keep") if name not in parameters]
-    if missing:
-        return f"the model's forward takes no {missing[0]}"
-    if config.is_encoder_decoder:
-        return "the model is an encoder-decoder"
-    layers = DynamicCache(config=config.get_text_config(decoder=True)).layers
-    kinds = {type(layer).__name__ for layer in layers}
-    if not kinds <= {"DynamicLayer", "DynamicSlidingWindowLayer"}:
-        return f"the model's cache has layers of other kinds ({', '.join(sorted(kinds))})"
-    windows = [layer.sliding_window for layer in layers if getattr(layer, "sliding_window", None) is not None]
-    if windows and min(windows) < longest:
-        return f"prompt and answer ({longest} tokens) are longer than the model's attention window ({min(windows)})"
     settings = model.generation_config
     for name, values in _NEUTRAL.items():
         if getattr(settings, name, None) not in values:
@@ -189,23 +183,30 @@ class _BlockLayer(DynamicLayer):  # type: ignore[misc]
 
 
 @torch.no_grad()
-def generate_block(model: Any, tokenizer: Any, block: GenerationBlock) -> list[list[int]]:
-    """Generate one block.
+def generate(model: Any, tokenizer: Any, plan: GenerationPlan) -> list[list[list[int]]]:
+    """Generate all blocks.
 
     Returns:
-        For each row its new tokens, up to and including what ended it.
+        For each block and row its new tokens, up to and including what ended it.
 
     Raises:
         ScoringFailed: the model's logits are not finite.
     """
+    prefixes = PrefixReader(model, plan.prefixes)
+    return [_generate_block(model, tokenizer, block, prefixes) for block in plan.blocks]
+
+
+def _generate_block(model: Any, tokenizer: Any, block: GenerationBlock, prefixes: PrefixReader) -> list[list[int]]:
     stopper = _Stopper(tokenizer, block.stops, end_token_ids(model))
-    tokens, cache = _read_prompts(model, block)
+    lengths = torch.tensor([len(prompt) for prompt in block.prompts], device=model.device)
+    width = int(lengths.max())
+    tokens, cache = _read_prompts(model, block, prefixes, width)
     rows = [[token] for token in tokens.tolist()]
     alive = list(range(len(rows)))  # the row of each line of the running batch
     open_rows = set(alive) - stopper.finished(dict(enumerate(rows)))
-    width = int(block.lengths.max())
-    mask = (torch.arange(width, device=tokens.device) >= width - block.lengths[:, None]).long()
-    positions = block.lengths[:, None] - 1
+    places = torch.arange(width, device=tokens.device)
+    mask = ((places >= width - lengths[:, None] + block.prefix_length) | (places < block.prefix_length)).long()
+    positions = lengths[:, None] - 1
     for _ in range(block.max_new_tokens - 1):
         if not open_rows:
             break
@@ -220,7 +221,7 @@ def generate_block(model: Any, tokenizer: Any, block: GenerationBlock) -> list[l
             input_ids=tokens[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache,
             use_cache=True, logits_to_keep=1,
         )  # fmt: skip
-        tokens = _best(output.logits)
+        tokens = _best(output.logits[:, -1])
         for row, token in zip(alive, tokens.tolist(), strict=True):
             if row in open_rows:
                 rows[row].append(token)
@@ -229,42 +230,44 @@ def generate_block(model: Any, tokenizer: Any, block: GenerationBlock) -> list[l
 
 
 def _best(logits: torch.Tensor) -> torch.Tensor:
-    values, tokens = logits[:, -1].float().max(-1)
+    values, tokens = logits.float().max(-1)
     if not bool(torch.isfinite(values).all()):
         raise ScoringFailed(FailureKind.NON_FINITE, "the model gives logits that are not finite")
     return tokens
 
 
-def _read_prompts(model: Any, block: GenerationBlock) -> tuple[torch.Tensor, DynamicCache]:
-    """The first new token of each row ``(B,)``, and one cache of the whole block, its rows aligned on the right."""
-    width = int(block.lengths.max())
-    first = torch.zeros_like(block.lengths)
-    rooms: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for chunk in block.chunks:
-        cache = DynamicCache()
-        places = {}
-        if chunk.attention_mask is not None:
-            places["position_ids"] = (chunk.attention_mask.cumsum(-1) - 1).clamp(min=0)
-        output = model(
-            input_ids=chunk.input_ids, attention_mask=chunk.attention_mask, past_key_values=cache, use_cache=True,
-            logits_to_keep=1, **places,
-        )  # fmt: skip
-        lines = torch.tensor(chunk.rows, device=first.device)
-        first[lines] = _best(output.logits)
-        start = width - chunk.input_ids.shape[1]
-        for index, layer in enumerate(cache.layers):
+def _read_prompts(
+    model: Any, block: GenerationBlock, prefixes: PrefixReader, width: int
+) -> tuple[torch.Tensor, DynamicCache]:
+    """The first new token of each row ``(B,)``, and one cache of the whole block.
+
+    Its rows hold the shared prefix, then what is left of the prompt, aligned on the right.
+    """
+    device = model.device
+    first = torch.zeros(len(block.prompts), dtype=torch.long, device=device)
+    rooms: list[tuple[torch.Tensor, ...]] = []
+    for one in block.passes:
+        logits, found = one.read(model, prefixes)
+        lines = torch.tensor(one.rows, device=device)
+        first[lines] = _best(logits)
+        shared = prefixes.key_values(one.prefix) if one.prefix is not None else None
+        for index, layer in enumerate(found):
             if index == len(rooms):
-                # Zeros, not garbage: what the mask hides is still multiplied, and 0 times NaN is NaN.
-                heads, size = layer.keys.shape[1], layer.keys.shape[3]
-                shape = (len(block.requests), heads, width + block.max_new_tokens - 1, size)
                 rooms.append(
-                    (layer.keys.new_zeros(shape), layer.values.new_zeros((*shape[:3], layer.values.shape[-1])))
+                    tuple(_room(states, len(block.prompts), width + block.max_new_tokens - 1) for states in layer)
                 )
-            for room, states in zip(rooms[index], (layer.keys, layer.values), strict=True):
-                room[lines, :, start:width] = states
+            for part, (room, states) in enumerate(zip(rooms[index], layer, strict=True)):
+                room[lines, :, width - states.shape[2] : width] = states
+                if shared is not None:
+                    room[lines, :, : block.prefix_length] = shared[index][part]
     whole = DynamicCache()
     whole.layers = [_BlockLayer(keys, values, width) for keys, values in rooms]
     return first, whole
+
+
+def _room(states: torch.Tensor, num_rows: int, length: int) -> torch.Tensor:
+    """Zeros, not garbage: what the mask hides is still multiplied, and 0 times NaN is NaN."""
+    return states.new_zeros((num_rows, states.shape[1], length, states.shape[3]))
 
 
 class _Stopper:

@@ -49,7 +49,7 @@ class _Member:
 @dataclass
 class _Role:
     members: list[_Member]
-    prepared: list[PreparedRequests]
+    prepared: list[list[PreparedRequests]]  # of each rung; one rung where nothing is raced
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,26 @@ class TaskBank:
         plan: its documents.
         scorer: the scorer around the live model.
         batch_size: overrides the fitness's own, None = leave it.
+        exact_roles: scored through lm-eval's own loops.
+        rungs: of the search documents, positions that are scored together, one rung after the other; empty = all at
+            once.
     """
 
     def __init__(
-        self, config: FitnessConfig, plan: FitnessPlan, scorer: PreparedScorer, batch_size: int | None = None
+        self,
+        config: FitnessConfig,
+        plan: FitnessPlan,
+        scorer: PreparedScorer,
+        batch_size: int | None = None,
+        exact_roles: Sequence[SplitName] = (),
+        rungs: Sequence[Sequence[int]] = (),
     ) -> None:
         self._config = config
         self._plan = plan
         self._scorer = scorer
         self._batch_size = batch_size or config.batch_size
+        self._exact_roles = tuple(exact_roles)
+        self._rungs = tuple(tuple(rung) for rung in rungs)
         self._leaves = {leaf.name: leaf for leaf in load_tree(TaskTree.from_json(plan.tree)).leaves}
         self._roles: dict[SplitName, _Role] = {}
 
@@ -90,13 +101,14 @@ class TaskBank:
         if role in self._roles:
             return
         members = [self._build_member(member, role) for member in self._plan.members]
-        self._roles[role] = _Role(members, self._lay_out(members))
+        parts = self._parts(members, self._rungs if role == "search" else ())
+        exact = self._config.exact or role in self._exact_roles
+        self._roles[role] = _Role(members, [self._scorer.prepare(part, self._batch_size, exact) for part in parts])
 
-    def _lay_out(self, members: Sequence[_Member]) -> list[PreparedRequests]:
+    def _parts(self, members: Sequence[_Member], rungs: Sequence[Sequence[int]]) -> list[list[list[Any]]]:
+        """The documents' instances, rung by rung."""
         groups = [group for member in members for group in member.groups]
-        prepared = self._scorer.prepare(groups, self._batch_size, self._config.exact)
-        disagreeing = [entry for entry in prepared if self._scorer.check(entry) is not None]
-        return self._scorer.prepare(groups, self._batch_size, self._config.exact) if disagreeing else prepared
+        return [[groups[place] for place in rung] for rung in rungs] or [groups]
 
     def _build_member(self, member: MemberPlan, role: SplitName) -> _Member:
         split = member.splits[role]
@@ -134,17 +146,71 @@ class TaskBank:
             ScoringFailed: numbers that are not finite, or an error of the task on a document.
         """
         self.build(role)
-        bank = self._roles[role]
-        for prepared in bank.prepared:
+        for part in range(len(self._roles[role].prepared)):
+            self._answer(role, part, seed)
+        return self._scored(self._roles[role].members)
+
+    def score_rung(self, rung: int, seed: int) -> Array:
+        """Score the next rung of the search documents; every rung before was scored with the same weights.
+
+        Args:
+            rung: its number.
+            seed: see `score`.
+
+        Returns:
+            Values ``(documents of the rung,)`` in the rung's order; NaN where the metric has no number for a document.
+
+        Raises:
+            ScoringFailed: see `score`.
+        """
+        self.build("search")
+        self._answer("search", rung, seed)
+        places = self._rungs[rung]
+        column = np.full(sum(len(member.ids) for member in self._roles["search"].members), np.nan)
+        with lm_eval_conditions():
+            for kept, member in self._part(places):
+                if not kept:
+                    continue
+                score = _score_member(member)
+                key = (self._plan.metric, self._plan.filter)
+                numbers = _scalars(score.values.get(key, ()))
+                if numbers is not None:
+                    column[[kept[at] for at in score.documents.get(key, ())]] = numbers
+        found: Array = column[list(places)]
+        return found
+
+    def score_so_far(self, rung: int | None = None) -> ObjectiveScore:
+        """The objective over the search documents answered until a rung; None = over all of them."""
+        if rung is None:
+            return self._scored(self._roles["search"].members)
+        places = sorted(place for part in self._rungs[: rung + 1] for place in part)
+        return self._scored([member for _, member in self._part(places)])
+
+    def _part(self, places: Sequence[int]) -> list[tuple[list[int], _Member]]:
+        """The tasks with only these search documents, and which ones each has."""
+        found, start = [], 0
+        for member in self._roles["search"].members:
+            kept = [place for place in places if start <= place < start + len(member.ids)]
+            at = [place - start for place in kept]
+            golds = None if member.golds is None else [member.golds[place] for place in at]
+            ids, groups = tuple(member.ids[place] for place in at), [member.groups[place] for place in at]
+            found.append((kept, _Member(member.opened, ids, groups, golds)))
+            start += len(member.ids)
+        return found
+
+    def _scored(self, members: Sequence[_Member]) -> ObjectiveScore:
+        with lm_eval_conditions():
+            return self._combine(members, [_score_member(member) for member in members])
+
+    def _answer(self, role: SplitName, part: int, seed: int) -> None:
+        """Ask the live model the requests of one part."""
+        for prepared in self._roles[role].prepared[part]:
             for request in prepared.requests:
                 request.resps, request.filtered_resps = [], {}
-        for prepared in bank.prepared:
+        for prepared in self._roles[role].prepared[part]:
             for request, answer in zip(prepared.requests, self._scorer.score(prepared, seed), strict=True):
                 _refuse_non_finite(answer)
                 request.resps.append(answer)
-        with lm_eval_conditions():
-            scores = [_score_member(member) for member in bank.members]
-            return self._combine(bank.members, scores)
 
     def _combine(self, members: Sequence[_Member], scores: Sequence[_MemberScore]) -> ObjectiveScore:
         key = (self._plan.metric, self._plan.filter)

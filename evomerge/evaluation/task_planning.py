@@ -23,6 +23,7 @@ from evomerge.evaluation.lm_eval_tasks import (
     OpenTask,
     build_instances,
     direction,
+    is_mean,
     metric_keys,
     open_task,
     prompts_hash,
@@ -85,6 +86,7 @@ def plan_task(config: FitnessConfig) -> tuple[FitnessPlan, list[str]]:
         higher,
         loaded.weight_by_size.get(metric, False),
         document_hash([_scoring_settings(config), *(settings_hash(opened.task) for opened in tasks)]),
+        all(is_mean(opened.task, metric) for opened in tasks),
     )
     return plan, [*draft.notes, *_group_note(config, loaded, metric)]
 

@@ -85,7 +85,7 @@ def _scores(loaded: Experiment, recorder: RunRecorder, needed: Sequence[str]) ->
         outcome = recorder.outcomes[baseline_key(name, "search")]
         if isinstance(outcome, Evaluated):
             found[name] = outcome.fitness
-        elif loaded.rules.anchors:  # a grid can also be learnt
+        elif isinstance(outcome, Failed) and loaded.rules.anchors:  # a grid can also be learnt
             raise UserError(_unscored(name, outcome))
     experts = {name: found[f"expert {name}"] for name, _ in loaded.experts if f"expert {name}" in found}
     return AnchorScores(found.get("base"), experts)

@@ -144,6 +144,8 @@ class RuntimeConfig(Strict):
     address: str | None = None
     state_memory: SizeBytes | None = None
     prefix_cache: SizeBytesOrNone | None = None
+    scorer: Literal["fast", "exact"] = "fast"
+    pass_tokens: int | None = Field(default=None, gt=0)
 
     @field_validator("workers", "threads")
     @classmethod
@@ -184,6 +186,41 @@ class ObjectivesConfig(Strict):
     ideal: dict[str, float] = Field(default_factory=dict)
 
 
+class RacingConfig(Strict):
+    """Stopping candidates that are clearly behind after some of their documents."""
+
+    rule: Literal["betting", "wilcoxon", "halving"] = "betting"
+    level: float | Literal["auto"] = "auto"
+    rungs: int = Field(default=8, ge=2, le=100)
+    first: int | Literal["auto"] = "auto"
+    sizes: Literal["geometric", "equal"] = "geometric"
+    min_documents: int = Field(default=16, ge=2)
+    eta: float = Field(default=3.0, gt=1, le=100)
+    audit: float = Field(default=0.05, ge=0, le=1)
+
+    @field_validator("level")
+    @classmethod
+    def _probability(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and not 0 < value < 0.5:
+            raise ValueError("expected a probability between 0 and 0.5, or auto")
+        return value
+
+    @field_validator("first")
+    @classmethod
+    def _at_least_one(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("expected a number of documents, or auto")
+        return value
+
+    @property
+    def error_rate(self) -> float:
+        """The level, where it is not given the rule's own."""
+        return LEVELS[self.rule] if self.level == "auto" else float(self.level)
+
+
+LEVELS = {"betting": 0.3, "wilcoxon": 0.05, "halving": 0.3}  # docs/benchmarks.md; halving does not look at it
+
+
 class ExperimentConfig(Strict):
     """One experiment file."""
 
@@ -200,10 +237,17 @@ class ExperimentConfig(Strict):
     budget: BudgetConfig
     runtime: RuntimeConfig = RuntimeConfig()
     finish: FinishConfig = FinishConfig()
+    racing: RacingConfig | None = None
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
     storage: str | None = None
     import_paths: tuple[str, ...] = ()
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("racing", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: Any) -> Any:
+        switches: dict[Any, Any] = {True: {}, False: None, "on": {}, "off": None}
+        return switches[value] if isinstance(value, bool | str) and value in switches else value
 
     @field_validator("fitness", "report", "constraints", mode="before")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evomerge.errors import InvalidInput, Problem, UserError
@@ -53,7 +53,7 @@ def evaluate(
         model: a recipe, a recipe file, a run directory (its winner), or a model (hub id, directory, ``zoo:`` name).
         fitness: preset names, files or mappings.
         split: which documents.
-        settings: dtype, device, threads and batch size; the executor is always this process.
+        settings: dtype, device, threads and batch size; the executor is always this process, the scorer always exact.
 
     Raises:
         UserError: the model or the fitness cannot be used, or the model could not be scored.
@@ -75,7 +75,7 @@ def evaluate(
         import_paths=imports,
         lanes=len(recipe.model.models) if isinstance(recipe.model, Route) else 0,
     )
-    chosen = settings or RuntimeSettings(executor="inline")
+    chosen = replace(settings or RuntimeSettings(executor="inline"), scorer="exact")
     executor = InlineExecutor(worker_factory(chosen, worker_plan, plan_resources(chosen, local_machine())))
     try:
         executor.submit(Job("evaluate", recipe, split))

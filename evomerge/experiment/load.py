@@ -20,6 +20,7 @@ from evomerge.experiment.cost_objectives import cost_problems
 from evomerge.experiment.model_facts import ModelFacts, find_model_facts
 from evomerge.experiment.objectives import ObjectiveRules, parse_rules
 from evomerge.experiment.overrides import apply_overrides
+from evomerge.experiment.racing_problems import racing_problems
 from evomerge.presets import preset_dir
 from evomerge.recipes.recipe import Node, Route, Source
 from evomerge.recipes.recipe_yaml import recipe_from_mapping
@@ -172,6 +173,7 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
     rules = None if fitness is None else collect(lambda: parse_rules(config, fitness, where))
     problems += _optimizer_problems(config, where, space, fitness)
     problems += cost_problems(config, where, fitness or ())
+    problems += racing_problems(config, where, fitness or ())
     if problems:
         raise InvalidInput(problems)
     assert fitness is not None

@@ -19,6 +19,7 @@ from evomerge.experiment.config import RuntimeConfig
 from evomerge.experiment.cost_objectives import reference_point_of
 from evomerge.experiment.load import CHANGEABLE, Experiment
 from evomerge.experiment.objectives import check_directions
+from evomerge.experiment.rung_sizes import rung_settings
 from evomerge.experiment.stages import StagedExperiment, load_any
 from evomerge.methods.own_method import source_fingerprint
 from evomerge.recipes.recipe import Route
@@ -101,6 +102,7 @@ def runtime_settings(config: RuntimeConfig) -> RuntimeSettings:
         threads=config.threads, dtype=config.dtype, device=config.device, batch_size=config.batch_size,
         deadline_seconds=config.deadline, max_attempts=config.max_attempts, address=config.address,
         state_memory_bytes=config.state_memory, prefix_cache_bytes=config.prefix_cache,
+        scorer=config.scorer, pass_tokens=config.pass_tokens,
     )  # fmt: skip
 
 
@@ -137,6 +139,7 @@ def start_executor(loaded: Experiment, plan: DocumentPlan, population_size: int,
         documents=plan.to_json(),
         import_paths=config.import_paths,
         lanes=_num_lanes(loaded),
+        rungs=rung_settings(config, loaded.fitness, plan),
     )
     return build_executor(runtime_settings(config.runtime), worker_plan, max_useful=population_size, early=early)
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from evomerge.experiment.search_loop import Progress, Scalariser, candidate_id, no_constraints
+from evomerge.experiment.racing_ranks import Scalariser
+from evomerge.experiment.search_loop import Progress, candidate_id, no_constraints
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.recipe_yaml import format_recipe
 from evomerge.reports.progress import Clock, ProgressView
 from evomerge.runtime.executor import Executor, Outcome
 from evomerge.search.front import feasible_front, hypervolume
 from evomerge.store.event_log import EventLog
-from evomerge.store.events import Asked, Evaluated, Event, Failed, GenerationClosed, RunStarted, Told
+from evomerge.store.events import Asked, Ended, Evaluated, Event, Failed, GenerationClosed, RunStarted, Stopped, Told
 from evomerge.store.front_file import Front, FrontEntry, write_best_recipe, write_front
 from evomerge.store.live_projection import LiveProjection
 from evomerge.store.run_dir import RunDir
@@ -69,7 +71,7 @@ class RunRecorder:
         self.reference_point = started.reference_point
         self.constraints = started.constraints
         self.scales = (1.0,) * len(started.objectives)
-        self.outcomes: dict[str, Evaluated | Failed] = {}
+        self.outcomes: dict[str, Ended] = {}
         self.view = view
         self.clock = Clock(SEARCH, None, 1)
         self._executor: Executor | None = None
@@ -118,7 +120,7 @@ class RunRecorder:
 
     @property
     def num_failed(self) -> int:
-        """Evaluations without a fitness."""
+        """Evaluations that failed."""
         return sum(isinstance(event, Failed) for event in self.outcomes.values())
 
     def asked(self, candidates: list[Candidate]) -> None:
@@ -193,7 +195,7 @@ class RunRecorder:
         self.clock.note_front(len(members))
         return volume
 
-    def replayed(self, outcomes: dict[str, Evaluated | Failed]) -> None:
+    def replayed(self, outcomes: dict[str, Ended]) -> None:
         """Take in what earlier sessions recorded."""
         self.outcomes.update(outcomes)
         self.judge_by(self.progress, self.scalarise, self.constrain)
@@ -244,36 +246,22 @@ class RunRecorder:
             key, candidate.recipe_id, candidate.generation, evaluation.fitness, evaluation.metrics, recipe, missed
         )
 
-    def _event(self, outcome: Outcome) -> Evaluated | Failed:
+    def _event(self, outcome: Outcome) -> Ended:
         evaluation, job = outcome.evaluation, outcome.job
         number = candidate_id(job.key)
-        recipe_id = "" if number is not None else job.recipe.recipe_id
+        about: dict[str, Any] = {
+            "worker": outcome.worker, "started": outcome.started, "finished": outcome.finished,
+            "attempts": outcome.attempts, "recipe_id": "" if number is not None else job.recipe.recipe_id,
+        }  # fmt: skip
         if evaluation.failure is not None:
-            return Failed(
-                job.key,
-                number,
-                job.split,
-                evaluation.failure.kind,
-                evaluation.failure.message,
-                worker=outcome.worker,
-                started=outcome.started,
-                finished=outcome.finished,
-                attempts=outcome.attempts,
-                recipe_id=recipe_id,
-            )
+            failure = evaluation.failure
+            return Failed(job.key, number, job.split, failure.kind, failure.message, **about)
         reference = self.scores.save(job.key, evaluation.document_scores) if evaluation.document_scores else None
+        if evaluation.stop is not None:
+            assert number is not None, "only candidates are raced"
+            return Stopped(job.key, number, evaluation.stop, evaluation.rungs, evaluation.seconds, reference, **about)
+        missed = self.constrain(evaluation.fitness) if job.split == SEARCH else ()
         return Evaluated(
-            job.key,
-            number,
-            job.split,
-            evaluation.fitness,
-            evaluation.metrics,
-            evaluation.seconds,
-            reference,
-            worker=outcome.worker,
-            started=outcome.started,
-            finished=outcome.finished,
-            attempts=outcome.attempts,
-            recipe_id=recipe_id,
-            constraints=self.constrain(evaluation.fitness) if job.split == SEARCH else (),
-        )
+            job.key, number, job.split, evaluation.fitness, evaluation.metrics, evaluation.seconds, reference,
+            constraints=missed, rungs=evaluation.rungs, **about,
+        )  # fmt: skip

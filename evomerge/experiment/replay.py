@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from evomerge.experiment.search_loop import Progress, Scalariser, candidate_key, no_constraints, tell
+from evomerge.experiment.racing_ranks import Scalariser
+from evomerge.experiment.search_loop import Progress, candidate_key, no_constraints, tell
 from evomerge.recipes.recipe import Recipe
 from evomerge.runtime.executor import Job, Outcome
 from evomerge.search.base import Optimizer
-from evomerge.store.events import Asked, Evaluated, Event, Failed, GenerationClosed, Told, WarmStarted
+from evomerge.store.events import Asked, Ended, Evaluated, Event, GenerationClosed, Stopped, Told, WarmStarted
 from evomerge.terms import Array, Evaluation, Failure
 
 LOG = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def replay(
             if not np.array_equal(proposal.genotype, candidate.genotype):
                 exact = False
             progress.add(candidate)
-        elif isinstance(event, Evaluated | Failed) and event.candidate is not None:
+        elif isinstance(event, Ended) and event.candidate is not None:
             candidate = progress.candidates[event.candidate]
             progress.outcomes[candidate.id] = outcome_of(event, decode(candidate.genotype))
         elif isinstance(event, WarmStarted):
@@ -68,10 +69,12 @@ def know(optimizer: Optimizer, event: WarmStarted, scalarise: Scalariser) -> Non
     optimizer.know(genotypes, np.array([scalarise(row) for row in event.fitness], dtype=np.float64))
 
 
-def outcome_of(event: Evaluated | Failed, recipe: Recipe) -> Outcome:
+def outcome_of(event: Ended, recipe: Recipe) -> Outcome:
     """The outcome an event recorded, without its per-document scores."""
     if isinstance(event, Evaluated):
-        evaluation = Evaluation(event.fitness, (), event.metrics, event.seconds)
+        evaluation = Evaluation(event.fitness, (), event.metrics, event.seconds, rungs=event.rungs)
+    elif isinstance(event, Stopped):
+        evaluation = Evaluation(seconds=event.seconds, rungs=event.rungs, stop=event.stop)
     else:
         evaluation = Evaluation(failure=Failure(event.kind, event.message))
     key = event.key if event.candidate is None else candidate_key(event.candidate)

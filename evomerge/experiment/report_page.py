@@ -64,7 +64,9 @@ def _nothing() -> str:
 
 
 def _results(data: ReportData) -> str:
-    parts = [sections.results(data.summary)] if data.summary else []
+    # A run that was moved is shown where it lies.
+    summary = {**data.summary, "run_dir": str(data.run_dir.path)}
+    parts = [sections.results(summary)] if data.summary else []
     if not data.summary:
         parts.append(html.paragraph("Scores on held-out documents and comparisons come at the end of the run."))
     return "\n".join([*parts, sections.documents(data.manifest)])

@@ -31,6 +31,8 @@ from evomerge.experiment.prepare import (
     start_executor,
     start_ray,
 )
+from evomerge.experiment.racing import build_racer
+from evomerge.experiment.racing_problems import check_racing
 from evomerge.experiment.recorder import SEARCH, RunRecorder
 from evomerge.experiment.replay import know, replay
 from evomerge.experiment.reporting import report_at_end
@@ -87,6 +89,7 @@ def begin_run(loaded: Experiment, path: Path, view: ProgressView, overwrite: boo
     with ExitStack() as stack:
         early = start_ray(loaded, stack)
         plan = plan_documents([*loaded.fitness, *loaded.report], loaded.config.import_paths)
+        check_racing(loaded.config, loaded.where, loaded.fitness, plan)
         manifest = describe_run(loaded, plan)
         known = load_warm_start(loaded, plan)
         folder = RunDir.create(path, overwrite=overwrite)
@@ -212,12 +215,13 @@ def _search(
         know(optimizer, opening.known, judge.told)
         recorder.view.note(f"{len(opening.known.genotypes)} evaluations taken over from {opening.known.run}")
     recorder.judge_by(progress, judge.scalarise, judge.constrain, calibration.scales)
+    racer = build_racer(loaded, opening.plan, recorder, judge.told, optimizer.population_size)
     baselines = baseline_jobs(loaded, dict(recorder.outcomes))
     finish = Finish(loaded, recorder, executor, stop_requested, baselines, judge)
     loop = SearchLoop(
         optimizer, space, executor, recorder, progress=progress, scalarise=judge.told, constrain=judge.constrain,
         seed=config.seed, limits=Limits(config.budget.evaluations, config.budget.wall_time),
-        stop_requested=stop_requested, idle_jobs=baselines,
+        stop_requested=stop_requested, idle_jobs=baselines, racer=racer,
     )  # fmt: skip
     recorder.start_phase(SEARCH, config.budget.evaluations, executor, len(progress.outcomes))
     reason = loop.run(config.optimizer.mode)

@@ -14,12 +14,12 @@ from typing import Protocol
 
 import numpy as np
 
+from evomerge.evaluation.racing import Race
+from evomerge.experiment.racing_ranks import Scalariser, told_results
 from evomerge.recipes.recipe import Recipe, Route
 from evomerge.runtime.executor import Executor, Job, Outcome
-from evomerge.search.base import Optimizer, Proposal, Result, SearchExhausted
+from evomerge.search.base import Optimizer, Proposal, SearchExhausted
 from evomerge.terms import Array, Candidate, derive_seed
-
-Scalariser = Callable[[tuple[float, ...]], tuple[float, ...]]
 
 
 def no_constraints(fitness: tuple[float, ...]) -> tuple[float, ...]:
@@ -32,6 +32,26 @@ class Decoder(Protocol):
 
     def decode(self, genotype: Array) -> Recipe:
         """The recipe of a genotype."""
+        ...
+
+
+@dataclass(frozen=True)
+class RaceEntry:
+    """What a new candidate has to keep up with; see `Candidate`."""
+
+    against: tuple[int, ...] = ()
+    thresholds: tuple[float | None, ...] = ()
+
+
+class Racer(Protocol):
+    """Decides who races against whom; see `evomerge.experiment.racing`."""
+
+    def entry(self, progress: Progress) -> RaceEntry:
+        """For candidates that are asked now."""
+        ...
+
+    def race(self, candidate: Candidate) -> Race | None:
+        """For a candidate's job."""
         ...
 
 
@@ -117,6 +137,7 @@ class SearchLoop:
         constrain: fitness ``(M,)`` to constraint values, zero or less where kept.
         stop_requested: polled; True ends the loop at once.
         idle_jobs: extra jobs (baselines) that fill workers with nothing else to do.
+        racer: stops candidates that are behind; None = all documents of all candidates are scored.
     """
 
     def __init__(
@@ -133,6 +154,7 @@ class SearchLoop:
         stop_requested: Callable[[], bool],
         idle_jobs: Iterator[Job],
         constrain: Scalariser = no_constraints,
+        racer: Racer | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.space = space
@@ -145,6 +167,7 @@ class SearchLoop:
         self.stop_requested = stop_requested
         self.idle_jobs = idle_jobs
         self.constrain = constrain
+        self.racer = racer
         self._recipes: dict[int, Recipe] = {}
         self._started = time.monotonic()
         self._exhausted = False
@@ -201,24 +224,28 @@ class SearchLoop:
         if self.limits.evaluations is not None:
             count = min(count, self.limits.evaluations - len(self.progress.candidates))
         fresh: list[Candidate] = []
+        entry = RaceEntry() if self.racer is None else self.racer.entry(self.progress)
         for _ in range(count):
             try:
                 proposal = self.optimizer.ask()
             except SearchExhausted:
                 self._exhausted = True
                 break
-            fresh.append(self._candidate(proposal))
+            fresh.append(self._candidate(proposal, entry))
             self.progress.add(fresh[-1])
         if fresh:
             self.recorder.asked(fresh)
         self._submit(fresh)
 
-    def _candidate(self, proposal: Proposal) -> Candidate:
+    def _candidate(self, proposal: Proposal, entry: RaceEntry) -> Candidate:
         recipe = self.space.decode(proposal.genotype)
         self._recipes[proposal.index] = recipe
         generation = self.progress.next_generation(self.optimizer.population_size)
         genotype = np.array(proposal.genotype, dtype=np.float64)
-        return Candidate(proposal.index, genotype, recipe.recipe_id, generation, proposal.parent_indices, proposal.note)
+        return Candidate(
+            proposal.index, genotype, recipe.recipe_id, generation, proposal.parent_indices, proposal.note,
+            entry.against, entry.thresholds,
+        )  # fmt: skip
 
     def _submit(self, candidates: Sequence[Candidate]) -> None:
         """Hand candidates to the workers; routes that begin alike one after the other, so that they share that work."""
@@ -226,7 +253,8 @@ class SearchLoop:
         for candidate in candidates:
             recipe = self._recipes.pop(candidate.id, None) or self.space.decode(candidate.genotype)
             seed = derive_seed(self.seed, "candidate", candidate.id)
-            jobs.append(Job(candidate_key(candidate.id), recipe, "search", seed))
+            race = None if self.racer is None else self.racer.race(candidate)
+            jobs.append(Job(candidate_key(candidate.id), recipe, "search", seed, race))
         for job in sorted(jobs, key=_route_order):
             self.executor.submit(job)
 
@@ -276,17 +304,9 @@ def tell(
     scalarise: Scalariser,
     constrain: Scalariser = no_constraints,
 ) -> None:
-    """Let the optimizer learn from a batch of finished candidates, in this order; failures have no fitness."""
-    results = []
-    for key in ids:
-        evaluation = progress.outcomes[key].evaluation
-        genotype = progress.candidates[key].genotype.copy()
-        if not evaluation.ok:
-            results.append(Result(key, genotype, None))
-            continue
-        told, missed = scalarise(evaluation.fitness), constrain(evaluation.fitness)
-        results.append(Result(key, genotype, told, missed))
-    optimizer.tell(results)
+    """Let the optimizer learn from a batch of finished candidates, in this order."""
+    evaluations = {key: outcome.evaluation for key, outcome in progress.outcomes.items()}
+    optimizer.tell(told_results(ids, progress.candidates, evaluations, scalarise, constrain))
     progress.told.update(ids)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from evomerge.experiment.baselines import baseline_key
 from evomerge.experiment.load import Experiment
 from evomerge.search.anchors import Anchor
-from evomerge.store.events import Evaluated, Failed
+from evomerge.store.events import Ended, Evaluated
 from evomerge.terms import SplitName
 
 
@@ -44,7 +44,7 @@ def anchor_models(loaded: Experiment, anchors: Sequence[Anchor]) -> tuple[str, .
 
 def split_scales(
     loaded: Experiment,
-    outcomes: Mapping[str, Evaluated | Failed],
+    outcomes: Mapping[str, Ended],
     split: SplitName,
     search_scales: Sequence[float],
 ) -> SplitScales:

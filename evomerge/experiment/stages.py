@@ -35,7 +35,7 @@ from evomerge.terms import derive_seed
 from evomerge.yaml_files import parse_yaml_mapping, pydantic_problems, read_yaml_mapping
 
 # What a stage may say for itself.
-OWN_KEYS = ("optimizer", "budget", "fitness", "report", "finish", "scalarisation")
+OWN_KEYS = ("optimizer", "budget", "fitness", "report", "finish", "scalarisation", "racing")
 
 # Stands for what a stage will find while that stage itself cannot be understood.
 UNKNOWN = Recipe(Source("?"))
@@ -53,6 +53,7 @@ class StageConfig(Strict):
     report: Any = None
     finish: Any = None
     scalarisation: Any = None
+    racing: Any = None
 
     @property
     def own(self) -> dict[str, Any]:

@@ -15,11 +15,13 @@ from evomerge.experiment.front_data import front_data
 from evomerge.experiment.front_view import view_of
 from evomerge.experiment.load import Experiment
 from evomerge.experiment.objectives import Judge
+from evomerge.experiment.racing_summary import racing_summary
 from evomerge.experiment.recorder import RunRecorder
 from evomerge.experiment.search_loop import candidate_key
 from evomerge.experiment.split_scales import split_scales
 from evomerge.files import atomic_write_json
-from evomerge.store.events import Evaluated
+from evomerge.search.catalogue import SPECS
+from evomerge.store.events import Evaluated, Stopped
 from evomerge.store.run_dir import RunDir
 from evomerge.store.run_state import RunState, read_state
 from evomerge.terms import SPLITS, Array, DocumentScores, SplitName, derive_seed
@@ -154,7 +156,8 @@ def build_summary(
         rows.append(_row(scores, kind, f"{kind} c{number}", keys))
     for name in baselines:
         rows.append(_row(scores, "baseline", name, {split: f"baseline:{name}:{split}" for split in SPLITS}))
-    done = [event for event in state.outcomes.values() if isinstance(event, Evaluated) and event.candidate is not None]
+    ended = [event for event in state.outcomes.values() if isinstance(event, Evaluated | Stopped)]
+    done = [event for event in ended if event.candidate is not None]
     cost = {part: _mean([getattr(e.seconds, part) for e in done]) for part in ("merge", "forward", "metric", "wait")}
     validated = winner is not None and scores.event(f"validation:{candidate_key(winner)}") is not None
     summary = {
@@ -181,6 +184,7 @@ def build_summary(
             "recipe_id": candidates[winner].recipe_id,
             "chosen_on": "validation" if validated else "search",
         },
+        "racing": _racing(loaded, recorder, state),
         "front": _front(loaded, recorder, state, winner),
         "rows": [row for row in rows if any(row[split] for split in SPLITS)],
         "comparison": _comparison(scores, winner, baselines),
@@ -188,6 +192,14 @@ def build_summary(
     }
     forget_draws()
     return summary
+
+
+def _racing(loaded: Experiment, recorder: RunRecorder, state: RunState) -> dict[str, Any] | None:
+    """What racing saved; None where nothing is raced."""
+    if loaded.config.racing is None:
+        return None
+    many = SPECS[loaded.config.optimizer.name].multi_objective and len(recorder.objectives) > 1
+    return racing_summary(state, loaded.config.racing.rule, many, lambda fitness: recorder.scalarise(fitness)[0])
 
 
 def _front(loaded: Experiment, recorder: RunRecorder, state: RunState, winner: int | None) -> dict[str, Any] | None:

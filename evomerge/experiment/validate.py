@@ -11,6 +11,7 @@ from evomerge.errors import DataNotHere, InvalidInput, Problem
 from evomerge.evaluation.documents import DocumentPlan, plan_documents
 from evomerge.evaluation.fitness_yaml import load_fitness
 from evomerge.experiment.load import Experiment, find_experiment
+from evomerge.experiment.racing_problems import check_racing
 from evomerge.experiment.stages import StagedExperiment, load_any
 from evomerge.recipes.recipe_yaml import recipe_from_mapping
 from evomerge.spaces.space_yaml import load_space
@@ -114,6 +115,7 @@ def _validate_experiment(loaded: Experiment, path: Path, documents: bool) -> Val
                 plan = plan_documents([*loaded.fitness, *loaded.report], loaded.config.import_paths)
             lines += _document_lines(plan)
             lines += plan.notes
+            lines += check_racing(loaded.config, loaded.where, loaded.fitness, plan)
         except DataNotHere as error:
             downloads += [str(problem) for problem in error.problems]
     return Validation(path, "experiment", tuple(lines), tuple(downloads))

@@ -64,9 +64,9 @@ a {{ color: {BLUE}; }}
 .bar > span {{ display: block; height: 100%; background: {BLUE}; border-radius: 3px; }}
 nav ol {{ display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; list-style: none; margin: 1rem 0 0; padding: 0; }}
 .wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; margin: .5rem 0 1rem; font-variant-numeric: tabular-nums; font-size: .92rem; }}
+table {{ border-collapse: collapse; margin: .5rem 0 1rem; font-variant-numeric: tabular-nums; font-size: .86rem; }}
 caption {{ text-align: left; white-space: nowrap; color: {QUIET}; padding-bottom: .3rem; }}
-th, td {{ padding: .22rem .8rem .22rem 0; border-bottom: 1px solid {LINE}; text-align: left; vertical-align: top; }}
+th, td {{ padding: .22rem .7rem .22rem 0; border-bottom: 1px solid {LINE}; text-align: left; vertical-align: top; }}
 th {{ font-weight: 600; border-bottom: 1.5px solid {QUIET}; }}
 th:first-child, td:first-child {{ padding-left: .5rem; white-space: nowrap; }}
 .right {{ text-align: right; white-space: nowrap; }}

@@ -24,7 +24,9 @@ class Standing:
         phase: what is going on, for example ``search``.
         done: finished evaluations of this phase.
         total: evaluations of this phase, None when only time limits it.
-        failed: how many of ``done`` have no fitness.
+        failed: how many of ``done`` failed.
+        stopped: how many of ``done`` were stopped because they were behind.
+        spared: share of documents that stopping them spared.
         busy: workers at work.
         workers: workers in all.
         generation: number of the open generation.
@@ -39,6 +41,8 @@ class Standing:
     done: int = 0
     total: int | None = None
     failed: int = 0
+    stopped: int = 0
+    spared: float = 0.0
     busy: int = 0
     workers: int = 0
     generation: int = 0
@@ -57,6 +61,8 @@ class Standing:
             parts.append(f"front {self.front_size}")
         if self.failed:
             parts.append(f"failed {self.failed}")
+        if self.stopped:
+            parts.append(f"stopped {self.stopped} ({self.spared:.0%} of documents spared)")
         cost = self.mean_seconds
         if self.done:
             parts.append(
@@ -75,6 +81,7 @@ class Clock:
     def __init__(self, phase: str, total: int | None, workers: int, done_before: int = 0) -> None:
         self.standing = Standing(phase, done=done_before, total=total, workers=workers)
         self._counted = 0
+        self._spared = 0.0  # in candidates
         self._sums = [0.0, 0.0, 0.0, 0.0]
         self._started = time.monotonic()
 
@@ -84,6 +91,9 @@ class Clock:
         for position, seconds in enumerate((cost.merge, cost.forward, cost.metric, cost.wait)):
             self._sums[position] += seconds
         self._counted += 1
+        failed, stop = self.standing.failed + (evaluation.failure is not None), evaluation.stop
+        if stop is not None:
+            self._spared += 1.0 - stop.scored / stop.total
         elapsed = time.monotonic() - self._started
         done = self.standing.done + 1
         left = None
@@ -92,7 +102,9 @@ class Clock:
         self.standing = replace(
             self.standing,
             done=done,
-            failed=self.standing.failed + (not evaluation.ok),
+            failed=failed,
+            stopped=self.standing.stopped + (stop is not None),
+            spared=self._spared / max(1, self._counted - failed),
             busy=busy,
             eta_seconds=left,
             mean_seconds=Seconds(*(total / self._counted for total in self._sums)),
@@ -228,6 +240,8 @@ def _panel(standing: Standing) -> Table:
         "failed",
         str(standing.failed),
     )
+    if standing.stopped:
+        table.add_row("stopped", str(standing.stopped), "documents spared", f"{standing.spared:.0%}")
     return table
 
 

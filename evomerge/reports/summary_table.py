@@ -123,8 +123,26 @@ def closing_lines(summary: Mapping[str, Any]) -> list[str]:
         f"mean seconds each: merge {cost['merge']:.2f}, forward {cost['forward']:.2f}, metric {cost['metric']:.2f}, "
         f"wait {cost['wait']:.2f}; ended by {summary['reason']}"
     )
+    if summary.get("racing"):
+        lines.append(_racing_line(summary["racing"]))
     lines.append(f"run directory: {summary['run_dir']}")
     return lines
+
+
+def _racing_line(racing: Mapping[str, Any]) -> str:
+    if not racing["stopped"]:
+        return f"racing ({racing['rule']}): nobody was stopped"
+    scored, without = racing["documents_scored"], racing["documents_without"]
+    line = (
+        f"racing ({racing['rule']}): {racing['stopped']} candidates stopped; {scored:,} of {without:,} documents "
+        f"scored, {1 - scored / without:.0%} spared"
+    )
+    if not racing["audited"]:
+        return line
+    return (
+        f"{line}; {racing['audited']} of the stopped were scored to the end, {racing['false_stops']} of these turned "
+        "out better than what they were behind"
+    )
 
 
 def _value(row: Mapping[str, Any], split: str) -> float:

@@ -59,6 +59,8 @@ def worker_factory(settings: RuntimeSettings, plan: WorkerPlan, resources: Resou
         batch_size=settings.batch_size,
         state_memory_bytes=resources.state_memory_bytes,
         prefix_cache_bytes=settings.prefix_cache_bytes,
+        scorer=settings.scorer,
+        pass_tokens=settings.pass_tokens,
     )
     return partial(Worker, full)
 

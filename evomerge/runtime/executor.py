@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from evomerge.errors import EvomergeError
+from evomerge.evaluation.racing import Race
+from evomerge.evaluation.rungs import RungSettings
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.terms import Evaluation, SplitName
 
@@ -29,6 +31,9 @@ class WorkerPlan:
         lanes: sets of blocks that routes may need beside the live model's own; 0 = no candidate is a route, and all
             models must be equally deep.
         prefix_cache_bytes: cap on what routes keep of hops that the next candidate may share, None = the engine's own.
+        scorer: ``fast``, or ``exact``: lm-eval's own loops also for what is not reported.
+        pass_tokens: most tokens of one forward pass, None = what suits the device.
+        rungs: how the search documents of a racing run are cut, None = not at all.
     """
 
     base: Source | None
@@ -44,19 +49,24 @@ class WorkerPlan:
     report: tuple[dict[str, Any], ...] = ()
     lanes: int = 0
     prefix_cache_bytes: int | None = None
+    scorer: Literal["fast", "exact"] = "fast"
+    pass_tokens: int | None = None
+    rungs: RungSettings | None = None
 
 
 @dataclass(frozen=True)
 class Job:
     """One candidate to merge and score on one split.
 
-    ``key`` is unique in the run, for example ``c17`` (candidate), ``baseline:uniform_soup:held_out``.
+    ``key`` is unique in the run, for example ``c17`` (candidate), ``baseline:uniform_soup:held_out``. ``race`` is what
+    it has to keep up with on the search documents; None = all of them are scored.
     """
 
     key: str
     recipe: Recipe
     split: SplitName = "search"
     seed: int = 0
+    race: Race | None = None
 
 
 @dataclass(frozen=True)

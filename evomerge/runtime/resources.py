@@ -34,6 +34,8 @@ class RuntimeSettings:
         address: a Ray cluster to join; None = a Ray of our own on this machine.
         state_memory_bytes: cap on prepared merge state of one worker, None = no cap.
         prefix_cache_bytes: cap on what a worker keeps of hops that the next route may share, None = the engine's own.
+        scorer: ``fast``, or ``exact``: lm-eval's own loops also for what is not reported.
+        pass_tokens: most tokens of one forward pass, None = what suits the device.
     """
 
     executor: Literal["inline", "ray"] = "ray"
@@ -48,6 +50,8 @@ class RuntimeSettings:
     address: str | None = None
     state_memory_bytes: int | None = None
     prefix_cache_bytes: int | None = None
+    scorer: Literal["fast", "exact"] = "fast"
+    pass_tokens: int | None = None
 
 
 @dataclass(frozen=True)

@@ -192,8 +192,9 @@ class Scheduler:
         if isinstance(reply, Raised):
             self._fail(slot, task, Failure(FailureKind.EXCEPTION, reply.message), task.losses + 1)
         else:
-            if reply.evaluation.ok:
+            if reply.evaluation.failure is None:
                 self._ever_ran = True
+            if reply.evaluation.ok:
                 self._deadlines.observe(task.job.split, reply.finished - reply.started)
             waited = max(0.0, reply.started - task.submitted)
             evaluation = replace(reply.evaluation, seconds=replace(reply.evaluation.seconds, wait=waited))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.errors import MergeFailed, UserError
 from evomerge.runtime.executor import Job, WorkerPlan, WorkerReport
 from evomerge.runtime.isolation import isolated_evaluation
-from evomerge.terms import Evaluation, Failure, FailureKind, Seconds
+from evomerge.terms import Evaluation, Failure, FailureKind, Seconds, SplitName
 
 if TYPE_CHECKING:
     from evomerge.evaluation.evaluator import Evaluator
@@ -24,6 +24,8 @@ LOG = logging.getLogger(__name__)
 # Rows to begin with when memory runs out at the tasks' own batch sizes.
 FIRST_SMALLER_BATCH = 16
 MESSAGE_LENGTH = 400
+# Numbers that are published come out of lm-eval's own loops.
+REPORTED_SPLITS: tuple[SplitName, ...] = ("held_out",)
 
 
 class Worker:
@@ -89,7 +91,7 @@ class Worker:
         try:
             with isolated_evaluation(job.seed, self._plan.threads):
                 merge_seconds = self._live.apply(job.recipe)
-                evaluation = self._evaluator.evaluate(job.split, job.seed)
+                evaluation = self._evaluator.evaluate(job.split, job.seed, job.race)
                 if evaluation.ok and job.split == "held_out" and self._plan.report:
                     evaluation = self._with_reported(evaluation, job)
             seconds = replace(evaluation.seconds, merge=merge_seconds)
@@ -105,7 +107,15 @@ class Worker:
         from evomerge.engine.model_cost import model_cost
         from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 
-        settings = EvaluatorSettings(batch_size=self._batch_size, import_paths=self._plan.import_paths)
+        settings = EvaluatorSettings(
+            batch_size=self._batch_size,
+            exact=self._plan.scorer == "exact",
+            exact_splits=REPORTED_SPLITS,
+            pass_tokens=self._plan.pass_tokens,
+            import_paths=self._plan.import_paths,
+            # What is only reported has no search documents to race on.
+            rungs=self._plan.rungs if configs is self._plan.fitness else None,
+        )
         evaluator = build_evaluator(configs, self._plan.documents, settings)
         with self._live.out_of_route():
             cost = partial(model_cost, self._live.model, self._live.architecture)
@@ -155,6 +165,8 @@ def only_finite(evaluation: Evaluation) -> Evaluation:
 
     Other metrics that are none are left out, with a warning: a perplexity may overflow where the accuracy is sound.
     """
+    if evaluation.stop is not None:
+        return evaluation
     if evaluation.ok and not (evaluation.fitness and all(math.isfinite(value) for value in evaluation.fitness)):
         failure = Failure(FailureKind.NON_FINITE, f"fitness {evaluation.fitness} is not finite")
         return Evaluation(metrics={}, seconds=evaluation.seconds, failure=failure)

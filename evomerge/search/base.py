@@ -8,6 +8,9 @@ Order and ownership
   and tell calls gives the same proposals, bit for bit. No optimizer touches the global random state.
 - Fitness is maximised. A failed candidate is told as ``fitness=None``; each optimizer maps that to its own worst rank.
   NaN and infinities are never told.
+- A candidate that was stopped before its last document (racing) is told as ``fitness=None`` with a ``standing``. It is
+  worse than every complete candidate it is ranked with and better than a failure; see `stopped_last`. An optimizer that
+  does not look at ``standing`` takes it for a failure, which is never a parent.
 - Constraints: every optimizer prefers a candidate that keeps all of them to one that does not, and of two that do not
   the one that misses them by less in sum; fitness decides among those that keep them.
 """
@@ -37,10 +40,13 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Result:
-    """The fitness of a proposal, ``(M,)`` maximised, or None for a failure.
+    """The fitness of a proposal, ``(M,)`` maximised, or None for a failure or a stopped candidate.
 
     ``constraints`` has one number for each constraint of the problem: zero or less where it is kept, else by how much
     it is missed. A failure has none.
+
+    ``standing`` is where a stopped candidate stands among stopped ones: tuples compare first number first, larger is
+    better; None for all others.
 
     ``genotype`` is what was evaluated; it differs from the proposal's only when a replay on other hardware diverged.
     """
@@ -49,6 +55,7 @@ class Result:
     genotype: Array
     fitness: tuple[float, ...] | None
     constraints: tuple[float, ...] = ()
+    standing: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,11 @@ class OptimizerSpec:
         warm_start: whether it can ``know`` another run's evaluations.
         objections: gives further (key, message) reasons why it cannot work.
         handles_constraints: whether it takes results with ``constraints``.
+        races_one: whether candidates of one objective may be stopped before their last document: it ranks them, or
+            learns nothing.
+        races_many: the same with several objectives.
+        race_place: with one objective, which of the best candidates so far the others race against, in populations:
+            the last one that the optimizer learns from as a good one; 0 = the very best.
     """
 
     name: str
@@ -139,6 +151,9 @@ class OptimizerSpec:
     warm_start: bool = False
     objections: Objections | None = None
     handles_constraints: bool = True
+    races_one: bool = False
+    races_many: bool = False
+    race_place: float = 0.0
 
 
 class Optimizer(ABC):

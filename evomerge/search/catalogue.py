@@ -62,6 +62,7 @@ _ALL = (
         ),
         max_genes=500,
         paper="Hansen 2016, https://arxiv.org/abs/1604.00772; defaults of https://arxiv.org/abs/2403.13187",
+        races_one=True,
     ),
     OptimizerSpec(
         name="sep_cma",
@@ -70,6 +71,7 @@ _ALL = (
         settings=CMA_SETTINGS,
         min_genes=2,
         paper="Ros and Hansen 2008, https://inria.hal.science/inria-00287367",
+        races_one=True,
     ),
     OptimizerSpec(
         name="catcma",
@@ -79,6 +81,7 @@ _ALL = (
         gene_kinds=ALL_KINDS,
         max_genes=500,
         paper="Hamano et al. 2025, https://arxiv.org/abs/2504.07884",
+        races_one=True,
     ),
     OptimizerSpec(
         name="xnes",
@@ -88,6 +91,7 @@ _ALL = (
         min_genes=2,
         max_genes=256,
         paper="Glasmachers et al. 2010, https://dl.acm.org/doi/10.1145/1830483.1830557",
+        races_one=True,
     ),
     OptimizerSpec(
         name="random",
@@ -97,6 +101,8 @@ _ALL = (
         gene_kinds=ALL_KINDS,
         multi_objective=True,
         paper="Bergstra and Bengio 2012, https://www.jmlr.org/papers/v13/bergstra12a.html",
+        races_one=True,
+        races_many=True,
     ),
     OptimizerSpec(
         name="sobol",
@@ -107,6 +113,8 @@ _ALL = (
         multi_objective=True,
         max_genes=21_201,
         paper="Sobol 1967, https://doi.org/10.1016/0041-5553(67)90144-9",
+        races_one=True,
+        races_many=True,
     ),
     OptimizerSpec(
         name="tpe",
@@ -123,6 +131,7 @@ _ALL = (
         max_genes=1000,
         paper="Bergstra et al. 2011; Watanabe 2023, https://arxiv.org/abs/2304.11127",
         warm_start=True,
+        races_one=True,
     ),
     OptimizerSpec(
         name="gp",
@@ -143,6 +152,9 @@ _ALL = (
         gene_kinds=ALL_KINDS,
         multi_objective=True,
         paper="Deb et al. 2002, https://doi.org/10.1109/4235.996017",
+        races_one=True,
+        races_many=True,
+        race_place=1.0,
     ),
     OptimizerSpec(
         name="nsga3",
@@ -152,6 +164,9 @@ _ALL = (
         gene_kinds=ALL_KINDS,
         multi_objective=True,
         paper="Deb and Jain 2014, https://doi.org/10.1109/TEVC.2013.2281535",
+        races_one=True,
+        races_many=True,
+        race_place=1.0,
     ),
     OptimizerSpec(
         name="ga",
@@ -169,6 +184,9 @@ _ALL = (
         gene_kinds=ALL_KINDS,
         multi_objective=True,
         paper="Deb et al. 2002, https://doi.org/10.1109/4235.996017; Goldberg et al. 1989, Complex Systems 3(5)",
+        races_one=True,
+        races_many=True,
+        race_place=1.0,
     ),
     *PARETO_SPECS,
     *MAP_SPECS,

@@ -6,7 +6,8 @@
 - Batches: one update needs ``population_size`` results. Results of earlier generations may arrive late (steady state);
   they count like others. Within a batch they are told in ask order, because the library breaks ties by position.
 - With constraints the distribution is told ranks: who keeps them by fitness, then the others by how much they miss.
-- Failures rank last. A batch in which everything failed teaches nothing and leaves the distribution as it is.
+- Stopped candidates rank after all complete ones of their batch (see `stopped_last`), failures last. A batch in which
+  everything failed teaches nothing and leaves the distribution as it is.
 - Restarts: when the distribution has converged it starts again around a uniformly drawn mean, with a seed derived from
   the run's, as in IPOP-CMA-ES. Results of proposals from before the restart are accepted and forgotten: they say
   nothing about the new distribution. Should the arithmetic break down, the restart happens even when restarts are off.
@@ -31,6 +32,7 @@ from evomerge.search.gene_box import GeneBox, reflect
 from evomerge.search.population import cma_population_size
 from evomerge.search.proposal_ledger import ProposalLedger, Returned
 from evomerge.search.single_thread import SingleThread
+from evomerge.search.stopped_last import stopped_last
 from evomerge.terms import Array, derive_seed
 
 MAX_REDRAWS = 3  # restarts in a row without one finite draw before giving up
@@ -136,14 +138,14 @@ class CmaesFamily(Optimizer):
         return self._raw_of(returned.genotype) if returned.diverged else returned.memory.raw
 
     def _values(self, batch: Sequence[Returned[Draw]]) -> list[float]:
-        """A value to minimise for each result; failures are +inf, which ranks last."""
+        """A value to minimise for each result; those without a fitness are +inf, which ranks last."""
         if self.problem.num_constraints:
             best = [None if one.fitness is None else -one.fitness[0] for one in batch]
             return feasible_first(best, [one.violation for one in batch])
         return [math.inf if one.fitness is None else -float(one.fitness[0]) for one in batch]
 
     def _update(self, batch: list[Returned[Draw]]) -> None:
-        values = self._values(batch)
+        values = stopped_last(self._values(batch), [one.standing for one in batch])
         if all(math.isinf(value) for value in values):
             return
         told = [(self._raw(one), value) for one, value in zip(batch, values)]

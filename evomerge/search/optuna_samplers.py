@@ -4,6 +4,8 @@
 - Failures: for TPE and GP the trial's state is FAIL and no number is invented; the genotype teaches nothing. NSGA-II
   and NSGA-III count completed trials to know when a generation is full, so there a failure completes with +inf in
   every objective: it is dominated by everything that has a fitness, and the generations stay in step with ours.
+- A candidate that was stopped (racing) is a PRUNED trial for TPE with one objective, which puts it behind all complete
+  ones; to NSGA it is a failure and never a parent.
 - Constraints are set on the trial before it is told; the samplers prefer trials that keep them (NSGA by constrained
   domination, TPE by its split, GP by the probability of feasibility).
 - Determinism: TPE and GP get a fresh sampler for every ask, seeded by the run's seed and the proposal's index. NSGA's
@@ -124,6 +126,11 @@ class OptunaOptimizer(Optimizer):
         state = TrialState.FAIL if values is None else TrialState.COMPLETE
         for name, value in self._constraints(returned).items():
             trial.set_constraint(name, value)
+        if returned.standing is not None and not self.failure_is_worst and self.problem.num_objectives == 1:
+            # TPE sorts pruned trials by how far they came, then by value.
+            value, *documents = returned.standing
+            trial.report(-value, round(documents[0]) if documents else 0)
+            state = TrialState.PRUNED
         if values is None or np.array_equal(returned.genotype, self._suggested(trial)):
             self._study.tell(trial, values, state=state)
             return
@@ -153,7 +160,8 @@ class OptunaOptimizer(Optimizer):
         return {f"c{i}": float(value) for i, value in enumerate(returned.constraints)}
 
     def _suggested(self, trial: optuna.Trial) -> Array:
-        return np.array([float(trial.params[name]) for name in self._names], dtype=np.float64)
+        params = trial.params  # a deep copy at every access
+        return np.array([float(params[name]) for name in self._names], dtype=np.float64)
 
     def _params(self, genotype: Array) -> dict[str, float | int]:
         whole = [gene.kind is not GeneKind.REAL for gene in self.problem.genes]

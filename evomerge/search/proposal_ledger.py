@@ -26,6 +26,7 @@ class Returned(Generic[Memory]):
         fitness: ``(M,)`` or None for a failure.
         diverged: whether something else than the proposal was evaluated (a replay on other hardware).
         constraints: zero or less where kept, one number for each constraint; empty for a failure.
+        standing: where a stopped candidate stands among stopped ones; None for all others.
     """
 
     index: int
@@ -34,6 +35,7 @@ class Returned(Generic[Memory]):
     fitness: tuple[float, ...] | None
     diverged: bool
     constraints: tuple[float, ...] = ()
+    standing: tuple[float, ...] | None = None
 
     @property
     def violation(self) -> float:
@@ -99,6 +101,8 @@ class ProposalLedger(Generic[Memory]):
         genotype = np.asarray(result.genotype)
         if genotype.shape != (self._num_genes,) or not np.all(np.isfinite(genotype)):
             raise ValueError(f"proposal {result.index}: genotype must be {self._num_genes} finite numbers")
+        if result.standing is not None and (result.fitness or not all(map(math.isfinite, result.standing))):
+            raise ValueError(f"proposal {result.index}: a stopped candidate has a finite standing and no fitness")
         if result.fitness is None:
             return
         if len(result.fitness) != self._num_objectives:
@@ -120,4 +124,4 @@ class ProposalLedger(Generic[Memory]):
         genotype = np.array(result.genotype, dtype=np.float64)
         constraints = () if result.fitness is None else tuple(result.constraints)
         diverged = not np.array_equal(proposed, genotype)
-        return Returned(result.index, memory, genotype, result.fitness, diverged, constraints)
+        return Returned(result.index, memory, genotype, result.fitness, diverged, constraints, result.standing)

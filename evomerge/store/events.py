@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.terms import Array, Candidate, FailureKind, Gene, Objective, Seconds
+from evomerge.terms import Array, Candidate, FailureKind, Gene, Objective, Rung, Seconds, Stop
 
 SCHEMA_VERSION = 1
 
@@ -94,7 +94,10 @@ class WarmStarted:
 
 @dataclass(frozen=True)
 class Asked:
-    """The optimizer proposed a candidate; ``genotype`` is ``(G,)``, ``note`` what the optimizer expected of it."""
+    """The optimizer proposed a candidate; ``genotype`` is ``(G,)``, ``note`` what the optimizer expected of it.
+
+    ``race_against`` and ``race_thresholds`` are the candidate's, see `Candidate`.
+    """
 
     candidate: int
     generation: int
@@ -102,14 +105,17 @@ class Asked:
     recipe_id: str
     parents: tuple[int, ...] = ()
     note: Mapping[str, float] = field(default_factory=dict)
+    race_against: tuple[int, ...] = ()
+    race_thresholds: tuple[float | None, ...] = ()
 
     @classmethod
     def of(cls, candidate: Candidate) -> Asked:
         """The event of a candidate."""
         genotype = tuple(float(value) for value in candidate.genotype)
         return cls(
-            candidate.id, candidate.generation, genotype, candidate.recipe_id, candidate.parent_ids, candidate.note
-        )
+            candidate.id, candidate.generation, genotype, candidate.recipe_id, candidate.parent_ids, candidate.note,
+            candidate.race_against, candidate.race_thresholds,
+        )  # fmt: skip
 
     @property
     def array(self) -> Array:
@@ -118,7 +124,10 @@ class Asked:
 
     def as_candidate(self) -> Candidate:
         """The candidate of the event, bit for bit."""
-        return Candidate(self.candidate, self.array, self.recipe_id, self.generation, self.parents, self.note)
+        return Candidate(
+            self.candidate, self.array, self.recipe_id, self.generation, self.parents, self.note,
+            self.race_against, self.race_thresholds,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -149,6 +158,7 @@ class Evaluated:
         attempts: from 1.
         recipe_id: of the evaluated recipe, where the key is not a candidate's.
         constraints: on search documents, by what share of its bound each constraint is missed; zero or less = kept.
+        rungs: of a racing run, what it had on the way.
     """
 
     key: str
@@ -164,6 +174,7 @@ class Evaluated:
     attempts: int = 1
     recipe_id: str = ""
     constraints: tuple[float, ...] = ()
+    rungs: tuple[Rung, ...] = ()
 
     @property
     def violation(self) -> float:
@@ -185,6 +196,40 @@ class Failed:
     finished: float = 0.0
     attempts: int = 1
     recipe_id: str = ""
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A candidate was clearly behind after some of its documents: it has no fitness, and did not fail.
+
+    Attributes:
+        key: as of `Evaluated`.
+        candidate: id of the asked candidate.
+        stop: why, after how many documents.
+        rungs: what it had on the way.
+        seconds: where the time went.
+        scores_ref: reference of the scores of the documents that were scored, or None.
+        worker: index of the worker.
+        started: Unix seconds.
+        finished: Unix seconds.
+        attempts: from 1.
+    """
+
+    key: str
+    candidate: int
+    stop: Stop
+    rungs: tuple[Rung, ...] = ()
+    seconds: Seconds = field(default_factory=Seconds)
+    scores_ref: str | None = None
+    worker: int = 0
+    started: float = 0.0
+    finished: float = 0.0
+    attempts: int = 1
+    split: str = "search"
+    recipe_id: str = ""
+
+
+Ended = Evaluated | Failed | Stopped
 
 
 @dataclass(frozen=True)
@@ -231,8 +276,8 @@ class RunFinished:
 
 
 Event = (
-    RunStarted | Calibrated | WarmStarted | Asked | Started | Evaluated | Failed | Told | GenerationClosed | Resumed
-    | RunFinished
+    RunStarted | Calibrated | WarmStarted | Asked | Started | Evaluated | Failed | Stopped | Told | GenerationClosed
+    | Resumed | RunFinished
 )  # fmt: skip
 
 _TAGS: dict[str, type[Any]] = {
@@ -243,6 +288,7 @@ _TAGS: dict[str, type[Any]] = {
     "started": Started,
     "evaluated": Evaluated,
     "failed": Failed,
+    "stopped": Stopped,
     "told": Told,
     "generation_closed": GenerationClosed,
     "resumed": Resumed,

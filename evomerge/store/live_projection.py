@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from evomerge.store.events import Asked, Evaluated, Failed, RunStarted
+from evomerge.store.events import Asked, Ended, RunStarted
 from evomerge.store.run_state import RunState
 from evomerge.store.study_names import shown
 
@@ -56,7 +56,7 @@ class LiveProjection:
         """Whether the projection gave up; the reason is in the log."""
         return self._failed.is_set()
 
-    def add(self, outcome: Evaluated | Failed, asked: Asked | None = None) -> None:
+    def add(self, outcome: Ended, asked: Asked | None = None) -> None:
         """Project one finished evaluation soon."""
         self._put(lambda study: study.add(outcome, asked))
 

@@ -1,7 +1,8 @@
 """The Optuna study of a run: a picture of the event log for dashboards and notebooks.
 
 Nothing is ever read back from it, so it may be deleted at any time: ``sync`` adds what is missing, ``rebuild`` starts
-over. Values are the metrics in their natural direction; failures are FAIL trials, never numbers.
+over. Values are the metrics in their natural direction; failures are FAIL trials, never numbers. Candidates that racing
+stopped are PRUNED trials without a value; what a candidate had after each rung are its intermediate values.
 
 Baselines have no parameters. One such trial would empty the parallel coordinates of all others, and a strong expert
 would hide the search's own progress, so they lie in a study of their own, ``<name> baselines``, which the dashboard's
@@ -21,7 +22,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evomerge.errors import UserError
-from evomerge.store.events import Asked, Evaluated, Failed, RunStarted
+from evomerge.store.events import Asked, Ended, Evaluated, Failed, RunStarted, Stopped
 from evomerge.store.run_state import RunState
 from evomerge.store.study_columns import Column, plan_columns
 from evomerge.store.study_names import BASELINES_SUFFIX, PROJECTED_ATTRIBUTE, RUN_ATTRIBUTE, shown
@@ -75,7 +76,7 @@ class StudyProjection:
         """Evaluations in the study and its baselines."""
         return len(self._keys)
 
-    def add(self, outcome: Evaluated | Failed, asked: Asked | None = None) -> bool:
+    def add(self, outcome: Ended, asked: Asked | None = None) -> bool:
         """Add one finished evaluation as one trial.
 
         Scores on other documents than the search split's are no comparison and are left out.
@@ -188,7 +189,7 @@ class StudyProjection:
             )
         return study
 
-    def _trial(self, outcome: Evaluated | Failed, asked: Asked | None) -> FrozenTrial:
+    def _trial(self, outcome: Ended, asked: Asked | None) -> FrozenTrial:
         params: dict[str, Any] = {}
         if asked is not None:
             genotype = asked.array
@@ -199,25 +200,47 @@ class StudyProjection:
             trial = create_trial(
                 state=TrialState.FAIL, params=params, distributions=distributions, user_attrs=attributes
             )
+        elif isinstance(outcome, Stopped):
+            trial = create_trial(
+                state=TrialState.PRUNED, params=params, distributions=distributions, user_attrs=attributes,
+                intermediate_values=self._on_the_way(outcome),
+            )  # fmt: skip
         else:
             pairs = zip(self._started.objectives, outcome.fitness, strict=True)
             values = [objective.natural(float(value)) for objective, value in pairs]
             # One list under the old key: Optuna reads it and the newer form alike, the dashboard only this one.
             system = {"constraints": [float(value) for value in outcome.constraints]} if outcome.constraints else {}
             trial = create_trial(
-                values=values, params=params, distributions=distributions, user_attrs=attributes, system_attrs=system
-            )
+                values=values, params=params, distributions=distributions, user_attrs=attributes, system_attrs=system,
+                intermediate_values=self._on_the_way(outcome),
+            )  # fmt: skip
         if outcome.finished > 0:
             trial.datetime_start = datetime.fromtimestamp(outcome.started)
             trial.datetime_complete = datetime.fromtimestamp(outcome.finished)
         return trial
 
+    def _on_the_way(self, outcome: Evaluated | Stopped) -> dict[int, float]:
+        """Documents -> score over them: the objective in its natural direction, or the weighted mean of several."""
+        objectives = self._started.objectives
+        if len(objectives) == 1:
+            return {rung.documents: objectives[0].natural(rung.fitness[0]) for rung in outcome.rungs}
+        total = sum(objective.weight for objective in objectives) or 1.0
+        return {
+            rung.documents: sum(one.weight * value for one, value in zip(objectives, rung.fitness)) / total
+            for rung in outcome.rungs
+        }
 
-def _attributes(outcome: Evaluated | Failed, asked: Asked | None, constraints: Sequence[str]) -> dict[str, Any]:
+
+def _attributes(outcome: Ended, asked: Asked | None, constraints: Sequence[str]) -> dict[str, Any]:
     """What a person wants to see of a trial, most wanted first: the trial page shows only the first lines."""
     attributes: dict[str, Any] = {}
     if isinstance(outcome, Failed):
         attributes["failure"] = f"{outcome.kind}: {outcome.message}"[:1000]
+    if isinstance(outcome, Stopped):
+        stop = outcome.stop
+        attributes["stopped"] = (
+            f"after {stop.documents} of {stop.total} documents, {-stop.difference:.4g} behind candidate {stop.against}"
+        )
     if asked is None:
         attributes["baseline"] = baseline_name(outcome.key)
     else:
@@ -227,6 +250,7 @@ def _attributes(outcome: Evaluated | Failed, asked: Asked | None, constraints: S
             attributes["feasible"] = outcome.violation == 0
             attributes |= {f"missed {name}": _rounded(value) for name, value in zip(constraints, outcome.constraints)}
         attributes |= {name: _rounded(value) for name, value in outcome.metrics.items()}
+    if isinstance(outcome, Evaluated | Stopped):
         for name in ("merge", "forward", "metric", "wait"):
             attributes[f"seconds {name}"] = round(getattr(outcome.seconds, name), 3)
     if asked is not None and asked.parents:

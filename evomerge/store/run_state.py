@@ -12,6 +12,7 @@ from evomerge.errors import UserError
 from evomerge.store.events import (
     Asked,
     Calibrated,
+    Ended,
     Evaluated,
     Event,
     Failed,
@@ -20,6 +21,7 @@ from evomerge.store.events import (
     RunFinished,
     RunStarted,
     Started,
+    Stopped,
     Told,
     WarmStarted,
 )
@@ -31,7 +33,7 @@ class CandidateRecord:
     """One asked candidate and what became of it; ``outcome`` is None while it is pending."""
 
     asked: Asked
-    outcome: Evaluated | Failed | None
+    outcome: Ended | None
 
     @property
     def id(self) -> int:
@@ -40,7 +42,7 @@ class CandidateRecord:
 
     @property
     def fitness(self) -> tuple[float, ...] | None:
-        """``(M,)`` maximised, or None when pending or failed."""
+        """``(M,)`` maximised, or None when pending, failed or stopped."""
         return self.outcome.fitness if isinstance(self.outcome, Evaluated) else None
 
     @property
@@ -67,7 +69,7 @@ class RunState:
 
     started: RunStarted | None
     candidates: tuple[CandidateRecord, ...]
-    outcomes: dict[str, Evaluated | Failed]
+    outcomes: dict[str, Ended]
     told: tuple[tuple[int, ...], ...]
     generations: tuple[GenerationClosed, ...]
     sessions: tuple[tuple[float, float], ...]
@@ -77,8 +79,13 @@ class RunState:
 
     @cached_property
     def pending(self) -> tuple[CandidateRecord, ...]:
-        """Candidates asked but neither evaluated nor failed, in ask order."""
+        """Candidates asked that have no outcome yet, in ask order."""
         return tuple(record for record in self.candidates if record.outcome is None)
+
+    @cached_property
+    def stopped(self) -> tuple[Stopped, ...]:
+        """Every candidate that was stopped because it was behind, in order of completion."""
+        return tuple(outcome for outcome in self.outcomes.values() if isinstance(outcome, Stopped))
 
     @cached_property
     def failures(self) -> tuple[Failed, ...]:
@@ -87,7 +94,7 @@ class RunState:
 
     @property
     def num_evaluations(self) -> int:
-        """Search evaluations that count against the budget, failures included."""
+        """Search evaluations that count against the budget, failed and stopped ones included."""
         return len(self.candidates) - len(self.pending)
 
     @property
@@ -150,8 +157,8 @@ class _Builder:
     def __init__(self) -> None:
         self.started: RunStarted | None = None
         self.asked: list[Asked] = []
-        self.outcomes: dict[str, Evaluated | Failed] = {}
-        self.by_candidate: dict[int, Evaluated | Failed] = {}
+        self.outcomes: dict[str, Ended] = {}
+        self.by_candidate: dict[int, Ended] = {}
         self.told: list[tuple[int, ...]] = []
         self.told_ids: set[int] = set()
         self.generations: list[GenerationClosed] = []
@@ -176,7 +183,7 @@ class _Builder:
             return self._warm_start(event)
         if isinstance(event, Asked):
             return self._ask(event)
-        if isinstance(event, Evaluated | Failed):
+        if isinstance(event, Ended):
             return self._finish(event)
         if isinstance(event, Told):
             return self._tell(event)
@@ -216,7 +223,7 @@ class _Builder:
         self.asked.append(event)
         return None
 
-    def _finish(self, event: Evaluated | Failed) -> str | None:
+    def _finish(self, event: Ended) -> str | None:
         assert self.started is not None
         if event.key in self.outcomes:
             return f"gives a second outcome for {event.key!r}"

@@ -49,7 +49,7 @@ def _reading(started: RunStarted, columns: tuple[Column, ...]) -> list[str]:
     seeds = ", ".join(f"{purpose} {seed}" for purpose, seed in started.seeds.items())
     lines = [
         "- Trials are numbered as they finished; `candidate` is the number that `evomerge export` takes (`c12`).",
-        "- Failed trials carry their reason in `failure`.",
+        "- Failed trials carry their reason in `failure`; pruned ones were stopped before their last document.",
         f"- {len(started.genes)} genes; seeds: {seeds}; evomerge {started.evomerge}.",
     ]
     if len(columns) < len(started.genes):

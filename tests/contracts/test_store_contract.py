@@ -1,5 +1,6 @@
 """What the store promises: whatever kills the writer, nothing acknowledged is lost; the study pictures the log."""
 
+import dataclasses
 import io
 import json
 import random
@@ -207,6 +208,53 @@ def test_the_dashboard_shows_the_run(run_dir):
     assert best == front
     assert request(app, f"/api/studies/{summary['study_id']}/param_importances")[0].startswith("200")
     assert request(app, "/dashboard")[0].startswith("200")
+
+
+def test_quick_answers_equal_the_dashboards_own(run_dir):
+    from optuna_dashboard import wsgi
+
+    project(run_dir)
+    quick, own = dashboard_app(run_dir), wsgi(str(run_dir.study_path))
+    for number in (0, 1):
+        found, expected = (json.loads(request(app, f"/api/studies/{number}")[1]) for app in (quick, own))
+        columns = [sorted(map(str, study.pop("union_user_attrs"))) for study in (found, expected)]
+        assert columns[0] == columns[1]
+        assert found == expected
+    assert request(quick, "/api/studies/7")[0].startswith("404")
+
+
+def test_best_trials_keep_the_constraints(run_dir):
+    events = planned(3)
+    started = dataclasses.replace(events[0], constraints=("maths <= 0.7",))
+    with run_dir.event_log() as log:
+        log.append(started, *(missing(event) if isinstance(event, Evaluated) else event for event in events[1:]))
+        state = read_state(log.read())
+    projection = StudyProjection(run_dir.study_path, state.started)
+    projection.sync(state)
+    study = json.loads(request(dashboard_app(run_dir), "/api/studies/0")[1])
+    assert {len(trial["constraints"]) for trial in study["trials"] if trial["state"] == "Complete"} == {1}
+    assert study["best_trials"]
+    assert all(trial["constraints"][0] <= 0 for trial in study["best_trials"])
+    assert any(trial["constraints"][0] > 0 for trial in study["trials"] if trial["state"] == "Complete")
+
+
+def missing(event: Evaluated) -> Evaluated:
+    """The event in a run with one constraint."""
+    return dataclasses.replace(event, constraints=(event.fitness[0] - 0.7,)) if event.candidate is not None else event
+
+
+def test_a_study_that_was_replaced_is_shown_anew(run_dir):
+    state = project(run_dir, 1)
+    app = dashboard_app(run_dir)
+    assert len(json.loads(request(app, "/api/studies/0")[1])["trials"]) == 4
+    fresh = run_dir.study_path.with_name("study.journal.new")
+    projection = StudyProjection(fresh, state.started, about="- written again")
+    projection.add(state.outcomes["c0"], state.candidates[0].asked)
+    projection.close()
+    fresh.replace(run_dir.study_path)
+    study = json.loads(request(app, "/api/studies/0")[1])
+    assert len(study["trials"]) == 1
+    assert "- written again" in study["note"]["body"]
 
 
 def test_the_dashboard_is_read_only_and_local(run_dir):

@@ -97,9 +97,11 @@ class Browser:
                 return dict(message["result"])
 
     def open(self, url: str) -> None:
-        """Go to a page; what it loads later is waited for with ``wait_for``."""
+        """Go to a page and wait until it is loaded; what its scripts add later is waited for with ``wait_for``."""
+        self.value("window.isLeft = true")  # the answer to the command may come before the page is another
         failure = self.call("Page.navigate", url=url).get("errorText")
         assert not failure, f"{url}: {failure}"
+        self.wait_for("!window.isLeft && document.body !== null && document.readyState == 'complete'", url)
 
     def value(self, expression: str) -> Any:
         """What a JavaScript expression is on the page now."""
@@ -111,7 +113,9 @@ class Browser:
         """The first true value of an expression."""
         deadline = time.monotonic() + self.seconds
         while not (value := self.value(expression)):
-            assert time.monotonic() < deadline, f"{what} does not appear: {self.value('document.body.innerText')[:800]}"
+            assert time.monotonic() < deadline, (
+                f"{what} does not appear: {str(self.value('document.body?.innerText'))[:800]}"
+            )
             time.sleep(0.1)
         return value
 

@@ -39,6 +39,14 @@ def test_every_key_of_an_experiment_is_documented() -> None:
     assert not [key for key in keys if f"`{key}`" not in text]
 
 
+def test_every_key_of_racing_is_documented() -> None:
+    from evomerge.experiment.config import RacingConfig
+
+    experiments, racing = ((ROOT / "docs" / name).read_text() for name in ("experiments.md", "racing.md"))
+    keys = list(RacingConfig.model_fields)
+    assert not [key for key in keys if f"`racing.{key}`" not in racing or f"`{key}`" not in experiments]
+
+
 def test_every_key_of_a_fitness_is_documented() -> None:
     from evomerge.evaluation.fitness_yaml import FitnessConfig
 

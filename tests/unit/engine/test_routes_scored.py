@@ -10,8 +10,9 @@ import torch
 
 from evomerge.engine.live_model import LiveModel
 from evomerge.engine.merge_to_disk import merge_to_disk
-from evomerge.evaluation.greedy_decoding import generate_block, plan_block
-from evomerge.evaluation.request_plans import PassSize, plan_loglikelihood, run_loglikelihood
+from evomerge.evaluation.greedy_decoding import BlockPlanner, generate
+from evomerge.evaluation.likelihood_pass import PassSize
+from evomerge.evaluation.request_plans import as_document, plan_loglikelihood, run_loglikelihood
 from evomerge.recipes.recipe import Node, Recipe, Source
 
 from .conftest import Family, recipe_of
@@ -25,9 +26,14 @@ PROMPTS = [words[: 5 + 2 * row] for row, words in enumerate(WORDS[:5])]
 def scores(model: Any, tokenizer: Any) -> tuple[Any, Any]:
     """Log-likelihoods, and texts of rows that are read in two chunks and decoded together."""
     requests = [(words[:9], words[9 : 9 + size]) for words in WORDS for size in (1, 3)]
-    likely = run_loglikelihood(model, plan_loglikelihood(requests, [len(requests)], PassSize(4, 2**20), 64, CPU))
-    block = plan_block(PROMPTS, list(range(len(PROMPTS))), ["w7"], 3, 0, PassSize(3, 2**20), CPU)
-    return likely, generate_block(model, tokenizer, block)
+    block = tuple(as_document(requests[first : first + 2], first, 64) for first in range(0, len(requests), 2))
+    likely = [
+        run_loglikelihood(model, plan_loglikelihood([block], engine, PassSize(4, 2**20, 32, 32), CPU))
+        for engine in ("packed", "head_skip")
+    ]
+    planner = BlockPlanner("padded", 0, PassSize(3, 2**20), CPU)
+    planner.add(PROMPTS, range(len(PROMPTS)), ["w7"], 3)
+    return likely, generate(model, tokenizer, planner.plan())
 
 
 def tokenizer_of(directory: Path) -> Any:

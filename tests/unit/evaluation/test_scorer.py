@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
@@ -13,22 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from evomerge.evaluation.failures import ScoringFailed
 from evomerge.evaluation.lm_eval_scorer import PreparedScorer
 from evomerge.terms import FailureKind
-
-
-def prompts(count: int, seed: int = 0) -> list[str]:
-    rng = random.Random(seed)
-    return ["".join(rng.choice("abcdef 123.?\n") for _ in range(rng.randint(1, 30))) + "x" for _ in range(count)]
-
-
-def generations(texts: list[str], **arguments: Any) -> list[Instance]:
-    return [
-        Instance("generate_until", {}, (text, dict(arguments)), 0, ("task", index, 1))
-        for index, text in enumerate(texts)
-    ]
-
-
-def likelihoods(pairs: list[tuple[str, str]]) -> list[Instance]:
-    return [Instance("loglikelihood", {}, pair, 0, ("task", index, 1)) for index, pair in enumerate(pairs)]
+from tests.unit.evaluation.asking import generations, likelihoods, prompts
 
 
 def tiny(seed: int = 0, **changes: Any) -> Any:
@@ -45,7 +29,7 @@ def test_generated_text_equals_lm_evals(model: Any, tokenizer: Any, until: list[
     ours = scorer.generate_until(requests)
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=6).generate_until(requests, disable_tqdm=True)
     assert ours == theirs
-    assert scorer.slow_paths == {}
+    assert scorer.notes == {"generate_until": "packed"}
     assert len(set(ours)) > 10
 
 
@@ -102,16 +86,22 @@ def test_choices_of_one_token_share_a_forward_pass(model: Any, tokenizer: Any) -
     pairs = [(text, choice) for text in prompts(5) for choice in "abcd"]
     [prepared] = scorer.prepare([[request] for request in likelihoods(pairs)])
     assert prepared.loglikelihood is not None
-    assert sum(len(batch.input_ids) for block in prepared.loglikelihood.blocks for batch in block) == 5
+    tokens = sum(len(tokenizer(text)["input_ids"]) for text in prompts(5))
+    assert 0 < prepared.loglikelihood.num_tokens <= tokens
 
 
 def test_answers_follow_the_weights(tokenizer: Any) -> None:
     """Nothing of one candidate may remain for the next: no cache, no remembered answer."""
     changing = tiny(0)
     scorer = PreparedScorer(changing, tokenizer)
-    requests = generations(prompts(6), until=["\n"], max_gen_toks=8)
-    pairs = likelihoods([(text, "abc") for text in prompts(6)])
+    shots = "a rather long example"
+    requests = generations([shots + text for text in prompts(6)], until=["\n"], max_gen_toks=8)
+    pairs = likelihoods([(shots + text, "abc") for text in prompts(6)])
     both = [scorer.prepare([[r] for r in requests])[0], scorer.prepare([[r] for r in pairs])[0]]
+    assert both[0].generation is not None
+    assert both[1].loglikelihood is not None
+    assert both[0].generation.prefixes.prefixes, "without a shared prefix the test shows less"
+    assert both[1].loglikelihood.prefixes.prefixes
     first = [scorer.score(prepared) for prepared in both]
     kept = {name: value.clone() for name, value in changing.state_dict().items()}
     changing.load_state_dict(tiny(1).state_dict())
@@ -137,7 +127,6 @@ def test_numbers_that_are_not_finite_are_a_failure(tokenizer: Any, kind: str, ex
     }
     scorer = PreparedScorer(broken, tokenizer, exact=exact)
     [prepared] = scorer.prepare([[request] for request in requests[kind]])
-    assert scorer.check(prepared) is None
     with pytest.raises(ScoringFailed) as caught:
         _refuse_non_finite(scorer.score(prepared)[0])
     assert caught.value.kind is FailureKind.NON_FINITE
@@ -147,8 +136,8 @@ def test_sampling_goes_through_lm_eval_and_follows_the_seed(model: Any, tokenize
     scorer = PreparedScorer(model, tokenizer)
     requests = generations(prompts(4), until=["\n"], max_gen_toks=12, do_sample=True, temperature=1.0)
     [prepared] = scorer.prepare([[request] for request in requests])
-    assert prepared.blocks == ()
-    assert scorer.slow_paths == {"generate_until": "sampling is asked for"}
+    assert prepared.engine == "lm_eval"
+    assert scorer.notes == {"generate_until": "lm_eval (not packed: sampling is asked for)"}
     state = torch.get_rng_state()
     first = scorer.score(prepared, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
@@ -173,7 +162,7 @@ def test_generation_configs_the_fast_loop_does_not_know_go_through_lm_eval(
     requests = generations(prompts(8), until=["a"], max_gen_toks=10)
     theirs = HFLM(pretrained=changed, tokenizer=tokenizer, batch_size=4).generate_until(requests, disable_tqdm=True)
     assert scorer.generate_until(requests) == theirs
-    assert reason in scorer.slow_paths["generate_until"]
+    assert reason in scorer.notes["generate_until"]
 
 
 def test_a_short_attention_window_goes_through_lm_eval(tokenizer: Any) -> None:
@@ -188,7 +177,7 @@ def test_a_short_attention_window_goes_through_lm_eval(tokenizer: Any) -> None:
     requests = generations(prompts(6), until=["a"], max_gen_toks=10)
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4).generate_until(requests, disable_tqdm=True)
     assert scorer.generate_until(requests) == theirs
-    assert "longer than the model's attention window (16)" in scorer.slow_paths["generate_until"]
+    assert "longer than the model's attention window (16)" in scorer.notes["generate_until"]
 
 
 class _IgnoresTheMask(torch.nn.Module):
@@ -228,15 +217,11 @@ def test_the_start_up_check_notices_a_wrong_loop(tokenizer: Any, kind: str, capl
     requests = generations(prompts(6), until=["\n"], max_gen_toks=8)
     if kind == "loglikelihood":
         requests = likelihoods([(text, "abc") for text in prompts(6)])
-    groups = [[request] for request in requests]
-    [prepared] = scorer.prepare(groups)
-    with caplog.at_level("WARNING", logger="evomerge.evaluation.lm_eval_scorer"):
-        assert scorer.check(prepared) is not None
-    assert "lm-eval's own loop" in caplog.text
-    assert kind in scorer.slow_paths
-    [again] = scorer.prepare(groups)
-    assert again.blocks == ()
-    assert again.loglikelihood is None
+    with caplog.at_level("WARNING", logger="evomerge.evaluation.engine_choice"):
+        [prepared] = scorer.prepare([[request] for request in requests])
+    assert prepared.engine == "lm_eval"
+    assert f"{kind}: engine packed does not suit this model" in caplog.text
+    assert "not packed: " in scorer.notes[kind]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -248,45 +233,5 @@ def test_the_start_up_check_passes_right_loops(tokenizer: Any, dtype: torch.dtyp
         likelihoods([(text, "abc") for text in prompts(6)]),
     ):
         [prepared] = scorer.prepare([[request] for request in requests])
-        assert scorer.check(prepared) is None
-    assert scorer.slow_paths == {}
-
-
-@pytest.mark.parametrize("name", ["GPT2", "Qwen3", "Gemma2", "Mistral", "GPTNeoX"])
-def test_other_architectures_give_lm_evals_answers(tokenizer: Any, name: str) -> None:
-    import transformers
-
-    sizes = {
-        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "eos_token_id": 1,
-        "bos_token_id": None, "pad_token_id": 1,
-    }  # fmt: skip
-    if name == "GPT2":
-        sizes = {
-            "vocab_size": len(tokenizer),
-            "n_embd": 32,
-            "n_layer": 2,
-            "n_head": 4,
-            "eos_token_id": 1,
-            "bos_token_id": 1,
-        }
-    if name == "GPTNeoX":
-        sizes = {key: value for key, value in sizes.items() if key not in ("head_dim", "num_key_value_heads")}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = getattr(transformers, f"{name}Config")(**sizes)
-        other = transformers.AutoModelForCausalLM.from_config(config).eval()
-        with torch.no_grad():
-            for parameter in other.parameters():
-                if parameter.ndim == 2:
-                    parameter.normal_(0.0, 0.3)
-    scorer = PreparedScorer(other, tokenizer, 4)
-    stock = HFLM(pretrained=other, tokenizer=tokenizer, batch_size=4)
-    requests = generations(prompts(10), until=["a", "\n"], max_gen_toks=12)
-    assert scorer.generate_until(requests) == stock.generate_until(requests, disable_tqdm=True)
-    pairs = likelihoods([(text, choice) for text in prompts(6) for choice in ("a", "long one")])
-    theirs = stock.loglikelihood(pairs, disable_tqdm=True)
-    assert [total for total, _ in scorer.loglikelihood(pairs)] == pytest.approx(
-        [total for total, _ in theirs], rel=1e-4
-    )
-    assert scorer.slow_paths == {}
+        assert prepared.engine == "packed"
+    assert scorer.notes == {"generate_until": "packed", "loglikelihood": "packed"}

@@ -1,3 +1,4 @@
+import dataclasses
 from datetime import datetime
 
 import optuna
@@ -7,11 +8,11 @@ from recorded_search import evaluated, make_events, make_started
 
 from evomerge.errors import UserError
 from evomerge.store.event_log import EventLog
-from evomerge.store.events import Asked
+from evomerge.store.events import Asked, Stopped, format_event, parse_event
 from evomerge.store.live_projection import LiveProjection
 from evomerge.store.optuna_study import StudyProjection, baseline_name
 from evomerge.store.run_state import read_state
-from evomerge.terms import Gene
+from evomerge.terms import Gene, Rung, Stop
 
 
 def load(storage, name="synthetic") -> list[optuna.trial.FrozenTrial]:
@@ -199,3 +200,25 @@ def test_optuna_stays_quiet(tmp_path, events, capfd, recwarn):
 )
 def test_baseline_name(key, name):
     assert baseline_name(key) == name
+
+
+def test_stopped_candidates_are_pruned_trials_without_values(tmp_path, storage):
+    rungs = (Rung(16, (0.2, -9.0)), Rung(30, (0.25, -8.0)))
+    stop = Stop(30, 100, 0, -0.2, -0.05, (0.3, -9.0))
+    events = [
+        make_started(), Asked(0, 0, (0.1, 0.2, 1.0, 0.0), "a"), Asked(1, 0, (0.3, 0.2, 1.0, 0.0), "b"),
+        dataclasses.replace(evaluated("c0", 0, (0.5, -7.0)), rungs=rungs[:1]), Stopped("c1", 1, stop, rungs),
+    ]  # fmt: skip
+    state = read_state([parse_event(format_event(event)) for event in events])
+    projection = StudyProjection(storage, state.started)
+    assert projection.sync(state) == 2
+    projection.close()
+    complete, pruned = load(storage)
+    assert complete.state is TrialState.COMPLETE
+    assert pruned.state is TrialState.PRUNED
+    assert pruned.values is None
+    assert list(pruned.intermediate_values) == [16, 30]
+    assert pruned.intermediate_values[16] == pytest.approx((0.2 - 0.1 * 9.0) / 1.1)
+    assert list(complete.intermediate_values) == [16]
+    assert pruned.user_attrs["stopped"] == "after 30 of 100 documents, 0.2 behind candidate 0"
+    assert StudyProjection(storage, state.started).sync(state) == 0
