@@ -243,7 +243,7 @@ def test_expected_evaluations_count_what_failed_searches_spent(scripts: SimpleNa
 def test_searches_keep_the_budget_and_repeat_themselves(scripts: SimpleNamespace) -> None:
     module = scripts.landscape_search
     case = module.Case("zoo3", 26, 2, documents=10, failures=0.2)
-    for name in ("nsga2", "cma_pareto", "map_elites", "bayesian_map"):
+    for name in ("nsga2", "cma_pareto", "map_elites"):
         trace = module.search(module.Entry(name), case, 3)
         assert trace.genotypes.shape == (26, 3)
         assert 1 <= np.isnan(trace.seen[:, 0]).sum() < 15
