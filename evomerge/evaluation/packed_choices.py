@@ -13,7 +13,7 @@ import torch
 
 from evomerge.evaluation.likelihood_pass import Block, PassSize, Reading
 from evomerge.evaluation.shared_prefix import PrefixPlan, PrefixReader, PrefixUse
-from evomerge.evaluation.token_tree import TreePass, TreeRow, grow_rows
+from evomerge.evaluation.token_tree import TreePass, TreeRow, rows_of_passes
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,7 @@ def _passes(
     # Neighbours in this order share most: questions about one passage come together.
     ordered = sorted(documents, key=lambda document: min(scored.inputs for scored in document))
     groups = [[scored.inputs[skipped:] for scored in document] for document in ordered]
-    longest = max(len(inputs) for group in groups for inputs in group)
-    rows = list(grow_rows(groups, min(size.row_tokens, size.packed_limit(longest))))
-    rows.sort(key=lambda row: -len(row.tokens))
-    bounds = size.cut_packed([len(row.tokens) for row in rows], longest)
-    return [_pass(rows[first:last], ordered, prefix, device) for first, last in bounds]
+    return [_pass(rows, ordered, prefix, device) for rows in rows_of_passes(groups, size)]
 
 
 def _pass(

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from evomerge.evaluation.likelihood_pass import PassSize
 from evomerge.evaluation.shared_prefix import KeyValues, PrefixReader, PrefixUse
-from evomerge.evaluation.token_tree import TreePass, TreeRow, grow_rows
+from evomerge.evaluation.token_tree import TreePass, TreeRow, rows_of_passes
 
 Prompts = Sequence[Sequence[int]]
 
@@ -145,11 +145,7 @@ def lay_out_packed(
     skipped = 0 if prefix is None else prefix.length
     order = sorted(range(len(prompts)), key=lambda row: (tuple(prompts[row]), row))
     groups = [[tuple(prompts[row])[skipped:]] for row in order]
-    longest = max(len(group[0]) for group in groups)
-    rows = list(grow_rows(groups, min(size.row_tokens, size.packed_limit(longest))))
-    rows.sort(key=lambda row: -len(row.tokens))
-    bounds = size.cut_packed([len(row.tokens) for row in rows], longest)
-    return [_packed(rows[first:last], order, prefix, device) for first, last in bounds]
+    return [_packed(rows, order, prefix, device) for rows in rows_of_passes(groups, size)]
 
 
 def _packed(

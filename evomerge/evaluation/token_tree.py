@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from evomerge.evaluation.likelihood_pass import PassSize
+
 Sequences = Sequence[tuple[int, ...]]
 Place = tuple[int, ...]  # where the tokens of one sequence lie in its row
 
@@ -169,3 +171,15 @@ class _Tree:
             places=tuple(tuple(place[node] for node in path) for path in self._paths),
             members=tuple(self._members),
         )
+
+
+def rows_of_passes(groups: Sequence[Sequences], size: PassSize) -> list[list[TreeRow]]:
+    """The rows of each packed forward pass, long rows together.
+
+    Args:
+        groups: sequences that belong together, at least one.
+        size: of the passes.
+    """
+    longest = max(len(tokens) for group in groups for tokens in group)
+    rows = sorted(grow_rows(groups, min(size.row_tokens, size.packed_limit(longest))), key=lambda row: -len(row.tokens))
+    return [rows[first:last] for first, last in size.cut_packed([len(row.tokens) for row in rows], longest)]
