@@ -243,6 +243,8 @@ class Evaluation:
         hops: work of a route's forward passes; not recorded, as it depends on what the worker did before.
         rungs: of a racing run, what it had on the way, the last rung left out.
         stop: set where it was stopped before the last document.
+        known_documents: whose answers came from the evaluation cache.
+        is_recalled: whether all of it came from there: nothing was merged and no forward pass ran.
     """
 
     fitness: tuple[float, ...] = ()
@@ -253,6 +255,8 @@ class Evaluation:
     hops: HopCounts = field(default_factory=HopCounts)
     rungs: tuple[Rung, ...] = ()
     stop: Stop | None = None
+    known_documents: int = 0
+    is_recalled: bool = False
 
     @property
     def ok(self) -> bool:

@@ -15,6 +15,7 @@ from evomerge.evaluation.cost_fitness import CostFitness, CostMeter
 from evomerge.evaluation.documents import DocumentPlan, FitnessPlan
 from evomerge.evaluation.failures import ScoringFailed, failure_of
 from evomerge.evaluation.fitness_yaml import FitnessConfig
+from evomerge.evaluation.known_answers import KnownAnswers
 from evomerge.evaluation.racing import Race
 from evomerge.evaluation.rung_run import RungsRun, run_rungs
 from evomerge.evaluation.rungs import RungSettings, lay_rungs
@@ -67,16 +68,20 @@ class Evaluator(Protocol):
         """Lay the requests out anew, for example after running out of memory."""
         ...
 
-    def evaluate(self, split: SplitName, seed: int = 0, race: Race | None = None) -> Evaluation:
+    def evaluate(
+        self, split: SplitName, seed: int = 0, race: Race | None = None, known: KnownAnswers | None = None
+    ) -> Evaluation:
         """Score the model's present weights on a split.
 
         Args:
             split: whose documents.
             seed: for whatever draws random numbers.
             race: what the model has to keep up with on the search documents of a racing run; None = score all.
+            known: what is known of these weights' answers; takes note of what is computed. None = nothing is.
 
         Raises:
             UserError: a fitness has no documents for this split.
+            NotKnown: something is not known, and nothing may be computed.
         """
         ...
 
@@ -196,7 +201,9 @@ class FitnessEvaluator:
                 part.use(self._scorer, self._batch_size, self._settings.exact_splits)
             part.bind(self._model, self._tokenizer)
 
-    def evaluate(self, split: SplitName, seed: int = 0, race: Race | None = None) -> Evaluation:
+    def evaluate(
+        self, split: SplitName, seed: int = 0, race: Race | None = None, known: KnownAnswers | None = None
+    ) -> Evaluation:
         """See `Evaluator.evaluate`."""
         assert self._model is not None, "bind() comes before evaluate()"
         if split not in self.splits:
@@ -207,7 +214,7 @@ class FitnessEvaluator:
         from evomerge.evaluation.forward_clock import ForwardClock
 
         started = time.perf_counter()
-        scoring = _Scoring(tuple(zip(self._configs, self._parts, strict=True)), split, seed)
+        scoring = _Scoring(tuple(zip(self._configs, self._parts, strict=True)), split, seed, known)
         with torch.no_grad(), ForwardClock(self._model) as clock:
             try:
                 if split == "search" and self._layout is not None:
@@ -221,13 +228,17 @@ class FitnessEvaluator:
                 logger.debug("fitness %s failed", scoring.name, exc_info=True)
                 failure = failure_of(error, f"fitness {scoring.name}, {split}")
                 return Evaluation(failure=failure, seconds=_seconds(started, clock.seconds))
-        tables = tuple(score.table for score in scores if score.table is not None)
-        seconds = _seconds(started, clock.seconds)
+        evaluation = Evaluation(
+            document_scores=tuple(score.table for score in scores if score.table is not None),
+            seconds=_seconds(started, clock.seconds),
+            rungs=ran.rungs,
+            known_documents=0 if known is None else known.documents,
+        )
         if ran.stop is not None:
             stop = replace(ran.stop, audit=self._fitness(scores)) if ran.is_complete else ran.stop
-            return Evaluation(document_scores=tables, seconds=seconds, rungs=ran.rungs, stop=stop)
+            return replace(evaluation, stop=stop)
         metrics = {name: value for score in scores for name, value in score.metrics.items()}
-        return Evaluation(self._fitness(scores), tables, metrics, seconds, rungs=ran.rungs)
+        return replace(evaluation, fitness=self._fitness(scores), metrics=metrics)
 
     def _fitness(self, scores: Sequence[ObjectiveScore]) -> tuple[float, ...]:
         signs = [1.0 if objective.higher_is_better else -1.0 for objective in self.objectives]
@@ -242,12 +253,14 @@ class _Scoring:
         parts: each fitness and what scores it.
         split: whose documents.
         seed: for whatever draws random numbers.
+        known: what is known of its answers.
         name: the fitness at work, for messages.
     """
 
     parts: Sequence[tuple[FitnessConfig, PythonFitness | CostFitness | _LmEvalPart]]
     split: SplitName
     seed: int
+    known: KnownAnswers | None = None
     name: str = ""
     whole: dict[str, list[ObjectiveScore]] = field(default_factory=dict)
 
@@ -261,7 +274,7 @@ class _Scoring:
         for config, part in self.parts:
             if isinstance(part, _LmEvalPart) and part.is_raced:
                 self.name = config.name
-                columns.append(part.score_rung(rung, self.seed))
+                columns.append(part.score_rung(rung, self.seed, self.known))
                 continue
             if rung == 0:
                 self.whole[config.name] = self._whole(config, part)
@@ -281,7 +294,7 @@ class _Scoring:
 
     def _whole(self, config: FitnessConfig, part: PythonFitness | CostFitness | _LmEvalPart) -> list[ObjectiveScore]:
         self.name = config.name
-        return _finite(part.score(self.split, self.seed))
+        return _finite(part.score(self.split, self.seed, self.known))
 
 
 class _LmEvalPart:
@@ -304,18 +317,18 @@ class _LmEvalPart:
         """Prepare the search split."""
         self._bank.build("search")
 
-    def score(self, role: SplitName, seed: int) -> list[ObjectiveScore]:
+    def score(self, role: SplitName, seed: int, known: KnownAnswers | None = None) -> list[ObjectiveScore]:
         """The objective's score."""
-        return [self._bank.score(role, seed)]
+        return [self._bank.score(role, seed, known)]
 
     @property
     def is_raced(self) -> bool:
         """Whether its search documents are scored rung by rung."""
         return bool(self._rungs)
 
-    def score_rung(self, rung: int, seed: int) -> Array:
+    def score_rung(self, rung: int, seed: int, known: KnownAnswers | None = None) -> Array:
         """Values of a rung's documents, in the rung's order."""
-        values: Array = self._bank.score_rung(rung, seed)
+        values: Array = self._bank.score_rung(rung, seed, known)
         return values
 
     def score_so_far(self, rung: int | None) -> ObjectiveScore:

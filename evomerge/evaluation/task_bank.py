@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from evomerge.errors import InvalidInput, Problem, UserError
 from evomerge.evaluation.documents import FitnessPlan, MemberPlan
 from evomerge.evaluation.failures import ScoringFailed, is_out_of_memory
 from evomerge.evaluation.fitness_yaml import FitnessConfig
+from evomerge.evaluation.known_answers import KnownAnswers, NotKnown
 from evomerge.evaluation.lm_eval_index import TaskTree, load_tree, one_line
 from evomerge.evaluation.lm_eval_scorer import PreparedRequests, PreparedScorer
 from evomerge.evaluation.lm_eval_tasks import (
@@ -25,11 +26,13 @@ from evomerge.evaluation.lm_eval_tasks import (
     render,
     restrict_examples,
 )
+from evomerge.evaluation.part_answers import PartKey, pack_answers, part_key, read_answers
 from evomerge.evaluation.task_planning import forbidden_examples
 from evomerge.evaluation.task_scores import ObjectiveScore
 from evomerge.terms import Array, DocumentScores, FailureKind, SplitName
 
 _Key = tuple[str, str]  # (metric, filter)
+_Fresh = tuple[PartKey, list[list[Any]]] | None  # answers that were computed now, and what they answer
 
 
 @dataclass
@@ -50,6 +53,7 @@ class _Member:
 class _Role:
     members: list[_Member]
     prepared: list[list[PreparedRequests]]  # of each rung; one rung where nothing is raced
+    keys: dict[int, PartKey] = field(default_factory=dict)  # of rungs, once they are asked for
 
 
 @dataclass(frozen=True)
@@ -135,36 +139,41 @@ class TaskBank:
         template: Callable[..., str] = self._scorer.apply_chat_template
         return template
 
-    def score(self, role: SplitName, seed: int) -> ObjectiveScore:
+    def score(self, role: SplitName, seed: int, known: KnownAnswers | None = None) -> ObjectiveScore:
         """Score the live model.
 
         Args:
             role: whose documents.
             seed: for requests that ask for sampling.
+            known: the model's answers of earlier; None = ask it.
 
         Raises:
             ScoringFailed: numbers that are not finite, or an error of the task on a document.
+            NotKnown: something is not known, and nothing may be asked.
         """
-        self.build(role)
-        for part in range(len(self._roles[role].prepared)):
-            self._answer(role, part, seed)
-        return self._scored(self._roles[role].members)
+        self._build_unless(role, known)
+        fresh = [self._answer(role, part, seed, known) for part in range(len(self._roles[role].prepared))]
+        scored = self._scored(self._roles[role].members)
+        _keep(known, fresh)
+        return scored
 
-    def score_rung(self, rung: int, seed: int) -> Array:
+    def score_rung(self, rung: int, seed: int, known: KnownAnswers | None = None) -> Array:
         """Score the next rung of the search documents; every rung before was scored with the same weights.
 
         Args:
             rung: its number.
             seed: see `score`.
+            known: see `score`.
 
         Returns:
             Values ``(documents of the rung,)`` in the rung's order; NaN where the metric has no number for a document.
 
         Raises:
             ScoringFailed: see `score`.
+            NotKnown: see `score`.
         """
-        self.build("search")
-        self._answer("search", rung, seed)
+        self._build_unless("search", known)
+        fresh = self._answer("search", rung, seed, known)
         places = self._rungs[rung]
         column = np.full(sum(len(member.ids) for member in self._roles["search"].members), np.nan)
         with lm_eval_conditions():
@@ -176,6 +185,7 @@ class TaskBank:
                 numbers = _scalars(score.values.get(key, ()))
                 if numbers is not None:
                     column[[kept[at] for at in score.documents.get(key, ())]] = numbers
+        _keep(known, [fresh])
         found: Array = column[list(places)]
         return found
 
@@ -202,15 +212,41 @@ class TaskBank:
         with lm_eval_conditions():
             return self._combine(members, [_score_member(member) for member in members])
 
-    def _answer(self, role: SplitName, part: int, seed: int) -> None:
-        """Ask the live model the requests of one part."""
-        for prepared in self._roles[role].prepared[part]:
+    def _build_unless(self, role: SplitName, known: KnownAnswers | None) -> None:
+        """Make the requests of a role, unless engines would be tried on weights that are nobody's."""
+        if role not in self._roles and known is not None and known.only and not known.may_prepare:
+            raise NotKnown
+        self.build(role)
+
+    def _answer(self, role: SplitName, part: int, seed: int, known: KnownAnswers | None) -> _Fresh:
+        """Look the answers to one part up, or ask the live model."""
+        parts = self._roles[role].prepared[part]
+        for prepared in parts:
             for request in prepared.requests:
                 request.resps, request.filtered_resps = [], {}
-        for prepared in self._roles[role].prepared[part]:
-            for request, answer in zip(prepared.requests, self._scorer.score(prepared, seed), strict=True):
+        key: PartKey = {}
+        found: list[list[Any]] | None = None
+        if known is not None:
+            key = self._key(role, part, seed)
+            documents = len(self._rungs[part]) if role == "search" and self._rungs else self._num_documents(role)
+            found = known.find(key, lambda kept: read_answers(kept, parts), documents)
+        answers = found if found is not None else [self._scorer.score(prepared, seed) for prepared in parts]
+        for prepared, mine in zip(parts, answers, strict=True):
+            for request, answer in zip(prepared.requests, mine, strict=True):
                 _refuse_non_finite(answer)
                 request.resps.append(answer)
+        return (key, answers) if known is not None and found is None else None
+
+    def _key(self, role: SplitName, part: int, seed: int) -> PartKey:
+        built = self._roles[role]
+        if part not in built.keys:
+            splits = [(member.name, member.splits[role]) for member in self._plan.members]
+            built.keys[part] = part_key(self._plan, splits, built.prepared[part], self._scorer, self._batch_size)
+        key = built.keys[part]
+        return {**key, "seed": seed} if key["is_sampled"] else key
+
+    def _num_documents(self, role: SplitName) -> int:
+        return sum(len(member.ids) for member in self._roles[role].members)
 
     def _combine(self, members: Sequence[_Member], scores: Sequence[_MemberScore]) -> ObjectiveScore:
         key = (self._plan.metric, self._plan.filter)
@@ -255,6 +291,13 @@ class TaskBank:
         return DocumentScores(
             self._config.name, ids, np.concatenate([column for column in columns if column is not None]), extra
         )
+
+
+def _keep(known: KnownAnswers | None, fresh: Sequence[_Fresh]) -> None:
+    """Remember what was computed, now that it could be scored."""
+    for part in fresh:
+        if known is not None and part is not None:
+            known.keep(part[0], pack_answers(part[1]))
 
 
 def _score_member(member: _Member) -> _MemberScore:

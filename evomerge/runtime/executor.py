@@ -34,6 +34,7 @@ class WorkerPlan:
         scorer: ``fast``, or ``exact``: lm-eval's own loops also for what is not reported.
         pass_tokens: most tokens of one forward pass, None = what suits the device.
         rungs: how the search documents of a racing run are cut, None = not at all.
+        score_cache: folder of the evaluation cache, None = it is not used.
     """
 
     base: Source | None
@@ -52,6 +53,7 @@ class WorkerPlan:
     scorer: Literal["fast", "exact"] = "fast"
     pass_tokens: int | None = None
     rungs: RungSettings | None = None
+    score_cache: str | None = None
 
 
 @dataclass(frozen=True)
