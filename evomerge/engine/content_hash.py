@@ -19,7 +19,8 @@ from evomerge.engine.sources import ADAPTER_WEIGHTS, resolve_adapter, resolve_so
 from evomerge.files import atomic_write_json, cache_dir
 from evomerge.recipes.recipe import Source
 
-_SMALL = (".json", ".model", ".txt", ".jinja", ".tiktoken")
+# Weights that are hashed by name, and what no model or tokenizer is read from.
+_OTHERS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".md", ".log", ".lock", ".tmp")
 # A file that changed so lately may change once more without a new time stamp.
 _SETTLED_SECONDS = 2.0
 
@@ -94,7 +95,7 @@ class ContentHashes:
 def _small_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix in _SMALL and path.is_file())
+    return sorted(path for path in folder.iterdir() if path.suffix not in _OTHERS and path.is_file())
 
 
 def _kept(state: _State) -> str | None:
