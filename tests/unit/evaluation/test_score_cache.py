@@ -62,7 +62,7 @@ import sys
 from pathlib import Path
 from evomerge.evaluation.score_cache import ScoreCache
 cache, wrong = ScoreCache(Path(sys.argv[1])), 0
-for round in range(30):
+for round in range(10):
     for key in range(20):
         cache.put(f"key {key}", [key] * 500)
         found = cache.get(f"key {(key * 7 + round) % 20}")
