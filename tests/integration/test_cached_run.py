@@ -97,9 +97,9 @@ def test_a_resumed_run_is_the_same_with_the_cache_emptied(cached: Path) -> None:
 
 
 @pytest.mark.timeout(280)
-def test_ray_workers_share_the_cache(cached: Path) -> None:
+def test_a_ray_worker_uses_the_cache(cached: Path) -> None:
     settings = [
-        "runtime.score_cache=cache", "runtime.executor=ray", "runtime.workers=2", "runtime.device=cpu",
+        "runtime.score_cache=cache", "runtime.executor=ray", "runtime.workers=1", "runtime.device=cpu",
         "budget.evaluations=5", "finish.baselines=false",
     ]  # fmt: skip
     assert evomerge.run(cached / "tiny.yaml", settings, cached / "ray").exit_code == 0
