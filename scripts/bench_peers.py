@@ -165,7 +165,7 @@ def run_evomerge(out: Path, options: argparse.Namespace) -> Curve:
     known = json.loads(seen.read_text())
     state = read_state(RunDir.open(folder).event_log().read())
     done = sorted(
-        (record.outcome for record in state.candidates.values() if record.fitness is not None),
+        (record.outcome for record in state.candidates if record.fitness is not None),
         key=lambda event: event.finished,
     )
     busy = statistics.median(event.finished - event.started for event in done)
