@@ -1,13 +1,14 @@
 """The same search with evomerge and with mergekit-evolve: seconds per candidate, best fitness over time, peak memory.
 
 python scripts/bench_peers.py OUT --peer-python PATH/TO/bin/python [--evaluations 20] [--documents 40] [--workers 2]
-    [--modes in_memory_float32 in_memory on_disk] [--skip-evomerge]
+    [--modes in_memory_float32 in_memory on_disk] [--kind generation|choice]
 
 PATH belongs to an environment of its own with mergekit 0.1.5, lm-eval, ray, cma and pandas; what it takes to start
 mergekit-evolve there is said in scripts/peers/mergekit_evolve_on_cpu.py. Both tools get the same models, task files,
-first N search documents, method (task arithmetic, one coefficient for each expert and third of the depth), start
-(1/3), step size (1/6) and population size, and one thread in each of as many workers. They run one after the other,
-whole processes. Runs stay in OUT; one that is complete there is not run again.
+first N search documents of each task, method (task arithmetic, one coefficient for each expert and third of the depth),
+start (1/3), step size (1/6) and population size, and one thread in each of as many workers. Kinds: ``generation``, four
+tasks, answers generated without examples; ``choice``, three tasks, four choices, the same five examples before every
+question. The tools run one after the other, whole processes. Runs stay in OUT; one that is complete is not run again.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ from evomerge.store.run_state import read_state
 ROOT = Path(__file__).resolve().parent.parent
 BASE = "zoo:smollm2-135m"
 EXPERTS = {"math": "zoo:math-en", "spanish": "zoo:spanish", "capitals": "zoo:capitals"}
-TASKS = {
+GENERATION = {
     "zoo_math_en": "exact_match,last_number",
     "zoo_translate_es": "exact_match,strip",
     "zoo_capitals": "exact_match,strip",
     "zoo_math_es_digits": "exact_match,last_number",
 }
+CHOICE = {"zoo_math_en": "acc,none", "zoo_translate_es": "acc,none", "zoo_capitals": "acc,none"}
+NUM_SHOTS = 5
 MODES = {
     "in_memory_float32": (["--float32", "--rows", "16"], ["--in-memory"]),
     "in_memory": ([], ["--in-memory"]),
@@ -86,17 +89,45 @@ class Curve:
         return next((moment for moment, own in zip(self.finished, self.scores) if own >= score), None)
 
 
-def write_tasks(folder: Path, documents: int) -> None:
-    """lm-eval task files over the first documents of each task, for both tools."""
+def write_tasks(folder: Path, documents: int, kind: str) -> dict[str, str]:
+    """lm-eval task files over the first documents of each task, for both tools; the metric of each task."""
     folder.mkdir(parents=True, exist_ok=True)
+    tasks = GENERATION if kind == "generation" else CHOICE
     source = ROOT / "fitness" / "tasks" / "zoo"
-    for name in TASKS:
-        lines = (source / "data" / f"{name}.search.jsonl").read_text().splitlines(keepends=True)
+    for name in tasks:
+        lines = (source / "data" / f"{name}.search.jsonl").read_text().splitlines()[:documents]
+        if kind == "choice":
+            _write_choice_task(folder, name, lines, source)
+            continue
         data = folder / f"{name}.jsonl"
-        data.write_text("".join(lines[:documents]))
+        data.write_text("\n".join(lines))
         text = (source / f"{name}.yaml").read_text().replace(f"task: {name}\n", f"task: peer_{name}\n")
         files = f"dataset_kwargs:\n  data_files:\n    search: {data.resolve()}\n"
         (folder / f"peer_{name}.yaml").write_text(re.sub(r"dataset_kwargs:\n  data_files:\n(    .*\n)+", files, text))
+    return tasks
+
+
+def _write_choice_task(folder: Path, name: str, lines: Sequence[str], source: Path) -> None:
+    shots = (source / "data" / f"{name}.validation.jsonl").read_text().splitlines()[:NUM_SHOTS]
+    answers = sorted({json.loads(line)["answer"] for line in lines})
+    files = {}
+    for split, some in (("search", lines), ("shots", shots)):
+        files[split] = str((folder / f"{name}.{split}.jsonl").resolve())
+        with open(files[split], "w") as sink:
+            for place, line in enumerate(some):
+                document = json.loads(line)
+                other = [answer for answer in answers if answer != document["answer"]]
+                choices = [other[(7 * place + step) % len(other)] for step in (0, 11, 23)]
+                choices.insert(place % 4, document["answer"])
+                print(json.dumps({"prompt": document["prompt"], "choices": choices, "label": place % 4}), file=sink)
+    task = {
+        "task": f"peer_{name}", "dataset_path": "json", "dataset_kwargs": {"data_files": files},
+        "test_split": "search", "fewshot_split": "shots", "num_fewshot": NUM_SHOTS,
+        "fewshot_config": {"sampler": "first_n"}, "output_type": "multiple_choice", "doc_to_text": "{{prompt}}",
+        "doc_to_choice": "choices", "doc_to_target": "label",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    (folder / f"peer_{name}.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
 
 
 def watched(command: Sequence[str], log: Path, environment: dict[str, str]) -> tuple[float, int]:
@@ -149,7 +180,7 @@ def run_evomerge(out: Path, options: argparse.Namespace) -> Curve:
                 "documents": {"search": {"split": "search"}},
                 "include_path": [str((out / "tasks").resolve())],
             }
-            for name, metric in TASKS.items()
+            for name, metric in options.tasks.items()
         ],
         "optimizer": {"name": "cma_es", "sigma": SIGMA / 1.5, "population_size": options.population_size},
         "budget": {"evaluations": options.evaluations},
@@ -191,7 +222,8 @@ def run_peer(mode: str, out: Path, options: argparse.Namespace) -> Curve:
             "normalize": False,
         },
         "tasks": [
-            {"name": f"peer_{name}", "metric": metric, "weight": 1 / len(TASKS)} for name, metric in TASKS.items()
+            {"name": f"peer_{name}", "metric": metric, "weight": 1 / len(options.tasks)}
+            for name, metric in options.tasks.items()
         ],
         "apply_chat_template": False,
     }
@@ -267,10 +299,11 @@ def main() -> None:
     parser.add_argument("--population-size", type=int, default=10)
     parser.add_argument("--documents", type=int, default=40)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--kind", choices=("generation", "choice"), default="generation")
     parser.add_argument("--modes", nargs="*", default=list(MODES), choices=list(MODES))
     options: Any = parser.parse_args()
     options.out = options.out.resolve()
-    write_tasks(options.out / "tasks", options.documents)
+    options.tasks = write_tasks(options.out / "tasks", options.documents, options.kind)
     curves = [run_evomerge(options.out, options)]
     for mode in options.modes:
         curves.append(run_peer(mode, options.out, options))
