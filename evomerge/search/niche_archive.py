@@ -57,7 +57,7 @@ class NicheArchive:
 
     @property
     def num_documents(self) -> int:
-        """D."""
+        """How long a row of scores is, D."""
         return int(self._scores.shape[1])
 
     @property
@@ -127,6 +127,10 @@ class NicheArchive:
         """Slot of the member with the highest mean score, of equals the lowest."""
         taken = np.array([member is not None for member in self._members])
         return int(np.argmax(np.where(taken, self._scores[:-1].sum(axis=1), -1.0)))
+
+    def mean_score(self, slot: int) -> float:
+        """Of the member in a slot, over all documents."""
+        return float(self._scores[slot].mean())
 
     def _fitness_of(self, rows: Array) -> Array:
         # Row by row, not as a matrix product: equal rows must have equal sums, or ties would be broken by rounding.
