@@ -4,7 +4,7 @@ python scripts/m2n2_digits.py OUT [--settings scripts/m2n2_digits.yaml] [--stage
                               [--runs 5] [--passes 1000] [--in-flight 1]
 
 Each finished run is a file under OUT/runs, so a command that was stopped goes on where it was. OUT/result.json and
-OUT/result.md hold all runs that are there, OUT/<stage>.svg the figures. Run with OMP_NUM_THREADS=1: the matrices are small.
+OUT/result.md hold all runs that are there, OUT/<stage>.svg the figures. Run with OMP_NUM_THREADS=1: matrices are small.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def table(results: list[dict]) -> str:
     for (stage, method, in_flight), runs in grouped(results).items():
         published = PUBLISHED.get((stage, method), {})
         last = max(run["passes"] for run in runs)
-        for step in sorted({step for step in STEPS if step <= last} & (set(published) | {last})):
+        for step in sorted({step for step in published if step <= last} | {last}):
             known = published.get(step)
             spread = f" ± {known[1]:.2f}" if known and known[1] is not None else ""
             reference = f"{known[0]:.2f}{spread}" if known else "–"
@@ -181,7 +181,7 @@ def jobs(options: dict[str, Any], given: argparse.Namespace) -> list[tuple[str, 
         if given.stage and stage not in given.stage:
             continue
         for method in plan["methods"]:
-            if given.method and method not in given.method or (given.in_flight > 1 and method not in NICHES):
+            if (given.method and method not in given.method) or (given.in_flight > 1 and method not in NICHES):
                 continue
             runs = 1 if method == "brute_force" else given.runs or plan["runs"]
             found += [(stage, method, run, given.passes or plan["passes"]) for run in range(runs)]
