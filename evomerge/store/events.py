@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from evomerge.store.estimation_events import Completing, Estimated, EstimationFitted
 from evomerge.store.event_fields import EventError, decode, encode
 from evomerge.terms import Array, Candidate, FailureKind, Gene, Objective, Rung, Seconds, Stop
 
@@ -138,7 +139,8 @@ class Evaluated:
     """An evaluation ended with a fitness.
 
     Attributes:
-        key: unique in the run, for example ``c17`` or ``baseline:uniform_soup:search``.
+        key: unique in the run, for example ``c17`` or ``baseline:uniform_soup:search``; ``full:c17`` where an
+            estimated candidate was scored on the documents it lacked.
         candidate: id of the asked candidate when this is its search evaluation, else None.
         split: which documents were scored.
         fitness: ``(M,)`` maximised.
@@ -168,6 +170,11 @@ class Evaluated:
     recipe_id: str = ""
     constraints: tuple[float, ...] = ()
     rungs: tuple[Rung, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The key under which a search evaluation is looked up: a candidate's is the same however it came about."""
+        return self.key if self.candidate is None else f"c{self.candidate}"
 
     @property
     def violation(self) -> float:
@@ -222,7 +229,7 @@ class Stopped:
     recipe_id: str = ""
 
 
-Ended = Evaluated | Failed | Stopped
+Ended = Evaluated | Failed | Stopped | Estimated
 
 
 @dataclass(frozen=True)
@@ -270,7 +277,7 @@ class RunFinished:
 
 Event = (
     RunStarted | Calibrated | WarmStarted | Asked | Started | Evaluated | Failed | Stopped | Told | GenerationClosed
-    | Resumed | RunFinished
+    | Resumed | RunFinished | Estimated | Completing | EstimationFitted
 )  # fmt: skip
 
 _TAGS: dict[str, type[Any]] = {
@@ -286,6 +293,9 @@ _TAGS: dict[str, type[Any]] = {
     "generation_closed": GenerationClosed,
     "resumed": Resumed,
     "run_finished": RunFinished,
+    "estimated": Estimated,
+    "completing": Completing,
+    "estimation_fitted": EstimationFitted,
 }
 _NAMES = {cls: tag for tag, cls in _TAGS.items()}
 
