@@ -323,6 +323,16 @@ def candidate_key(candidate_id: int) -> str:
     return f"c{candidate_id}"
 
 
+def full_key(candidate_id: int) -> str:
+    """Job key of the documents that an estimated candidate lacked."""
+    return f"full:{candidate_key(candidate_id)}"
+
+
+def completed_id(key: str) -> int | None:
+    """Candidate of a job key of `full_key`, None for other jobs."""
+    return candidate_id(key.removeprefix("full:")) if key.startswith("full:") else None
+
+
 def candidate_id(key: str) -> int | None:
     """Candidate of a job key, None for other jobs."""
     return int(key[1:]) if key[:1] == "c" and key[1:].isdigit() else None
