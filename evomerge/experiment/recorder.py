@@ -17,8 +17,8 @@ from evomerge.recipes.recipe_yaml import format_recipe
 from evomerge.reports.progress import Clock, ProgressView
 from evomerge.runtime.executor import Executor, Outcome
 from evomerge.search.front import feasible_front, hypervolume
-from evomerge.store.event_log import EventLog
 from evomerge.store.estimation_events import Estimated
+from evomerge.store.event_log import EventLog
 from evomerge.store.events import Asked, Ended, Evaluated, Event, Failed, GenerationClosed, RunStarted, Stopped, Told
 from evomerge.store.front_file import Front, FrontEntry, write_best_recipe, write_front
 from evomerge.store.live_projection import LiveProjection
@@ -269,7 +269,9 @@ class RunRecorder:
             return Stopped(job.key, number, evaluation.stop, evaluation.rungs, evaluation.seconds, reference, **about)
         if evaluation.estimate is not None:
             assert number is not None, "only candidates are estimated"
-            return Estimated(job.key, number, evaluation.estimate, evaluation.seconds, reference, **about)
+            return Estimated(
+                job.key, number, evaluation.estimate, evaluation.metrics, evaluation.seconds, reference, **about
+            )
         missed = self.constrain(evaluation.fitness) if job.split == SEARCH else ()
         candidate = completed_id(job.key) if number is None else number
         return Evaluated(

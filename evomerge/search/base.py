@@ -133,6 +133,8 @@ class OptimizerSpec:
         races_many: the same with several objectives.
         race_place: with one objective, which of the best candidates so far the others race against, in populations:
             the last one that the optimizer learns from as a good one; 0 = the very best.
+        takes_estimates: whether fitness may be estimated, in another way from one generation to the next: it ranks
+            candidates of a generation, at most with parents, and models no values.
     """
 
     name: str
@@ -154,6 +156,7 @@ class OptimizerSpec:
     races_one: bool = False
     races_many: bool = False
     race_place: float = 0.0
+    takes_estimates: bool = False
 
 
 class Optimizer(ABC):

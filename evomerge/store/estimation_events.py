@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from evomerge.terms import Estimate, Seconds
@@ -17,6 +18,7 @@ class Estimated:
         key: as of `Evaluated`.
         candidate: id of the asked candidate.
         estimate: what the optimizer is told, with its standard errors.
+        metrics: of objectives that were scored whole.
         seconds: where the time went.
         scores_ref: reference of the scores of the documents that were scored.
         worker: index of the worker.
@@ -28,6 +30,7 @@ class Estimated:
     key: str
     candidate: int
     estimate: Estimate
+    metrics: Mapping[str, float] = field(default_factory=dict)
     seconds: Seconds = field(default_factory=Seconds)
     scores_ref: str | None = None
     worker: int = 0
@@ -46,6 +49,7 @@ class Completing:
         generation: closed generations so far.
         leaders: ids of those with the best estimates.
         sampled: ids drawn without looking at estimates; they show whether estimates drift.
+        num_asked: candidates asked so far.
         time: Unix seconds.
         is_final: at the end of the search.
     """
@@ -53,6 +57,7 @@ class Completing:
     generation: int
     leaders: tuple[int, ...]
     sampled: tuple[int, ...]
+    num_asked: int
     time: float
     is_final: bool = False
 
