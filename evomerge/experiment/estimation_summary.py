@@ -21,8 +21,8 @@ def estimation_summary(
         one_number: of a fitness ``(M,)``, what candidates are compared by.
 
     Returns:
-        Candidates estimated and completed later; documents scored of all candidates that did not fail, those there would
-        have been without, and their mean per candidate (None before anyone was estimated); fits, widenings, and the
+        Candidates estimated and completed later; documents scored of all candidates that did not fail, those there
+        would have been without, and their mean per candidate (None before anyone was estimated); fits, widenings, the
         documents in force at the end. ``errors``: estimate against full score of completed candidates, for those drawn
         without looking at estimates (``sampled``) and for the best by estimate (``leaders``), which are too high on
         average: number, root mean square and mean of the difference in the one number.

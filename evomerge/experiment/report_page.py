@@ -81,8 +81,8 @@ def _front(data: ReportData, drawn: Callable[[str], str]) -> str:
 def _spared(data: ReportData) -> str:
     """What racing or estimation spared: such candidates have no score anywhere else on the page."""
     meaning = {
-        "racing": "Stopped candidates were clearly behind after some of their documents and have no fitness; figures and "
-        "tables show complete candidates only.",
+        "racing": "Stopped candidates were clearly behind after some of their documents and have no fitness; figures "
+        "and tables show complete candidates only.",
         "estimation": "An estimate is no fitness: figures and tables show only candidates that were scored on all "
         "documents. The best by estimate are estimated too high on average.",
     }
