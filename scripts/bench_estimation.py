@@ -4,12 +4,12 @@ python scripts/bench_estimation.py [LANDSCAPE...] [--seeds 10] [--evaluations 20
     [--estimators p_irt gp_irt mean] [--shares 0.3 0.5]
 
 Landscapes: ``logistic`` (scripts/bench_racing.py) and those of scripts/landscapes.py. Every search is the real loop,
-optimizer and estimation (fits, completions, drift guard); only the model's answers come from the landscape. All searches
-score equally many documents, the completion of the last ``--top`` candidates included. Printed for each variant:
-candidates; documents of a candidate, completions included; final truth without estimation (the truth of the best
-complete candidate on all documents of the landscape, mean over seeds), the difference with it; root mean square of estimate
-minus full score, for candidates sampled at random and for leaders; widenings of the choice, and searches that ended
-with all documents.
+optimizer and estimation (fits, completions, drift guard); only the model's answers come from the landscape. All
+searches score equally many documents, the completion of the last ``--top`` candidates included. Printed for each
+variant: candidates; documents of a candidate, completions included; final truth without estimation (the truth of the
+best complete candidate on all documents of the landscape, mean over seeds), the difference with it; root mean square
+of estimate minus full score, for candidates sampled at random and for leaders; widenings of the choice, and searches
+that ended with all documents.
 """
 
 from __future__ import annotations
