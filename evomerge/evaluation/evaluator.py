@@ -19,7 +19,17 @@ from evomerge.evaluation.racing import Race
 from evomerge.evaluation.rung_run import RungsRun, run_rungs
 from evomerge.evaluation.rungs import RungSettings, lay_rungs
 from evomerge.evaluation.task_scores import ObjectiveScore
-from evomerge.terms import Array, Evaluation, FailureKind, Objective, Seconds, SplitName
+from evomerge.terms import (
+    Array,
+    DocumentChoice,
+    DocumentScores,
+    Evaluation,
+    FailureKind,
+    Objective,
+    Part,
+    Seconds,
+    SplitName,
+)
 
 if TYPE_CHECKING:
     from evomerge.evaluation.python_fitness import PythonFitness
@@ -67,13 +77,17 @@ class Evaluator(Protocol):
         """Lay the requests out anew, for example after running out of memory."""
         ...
 
-    def evaluate(self, split: SplitName, seed: int = 0, race: Race | None = None) -> Evaluation:
+    def evaluate(
+        self, split: SplitName, seed: int = 0, race: Race | None = None, documents: DocumentChoice | None = None
+    ) -> Evaluation:
         """Score the model's present weights on a split.
 
         Args:
             split: whose documents.
             seed: for whatever draws random numbers.
             race: what the model has to keep up with on the search documents of a racing run; None = score all.
+            documents: which search documents to score of each objective; the evaluation is then only a `Part`, without
+                a fitness. None = all.
 
         Raises:
             UserError: a fitness has no documents for this split.
@@ -196,7 +210,9 @@ class FitnessEvaluator:
                 part.use(self._scorer, self._batch_size, self._settings.exact_splits)
             part.bind(self._model, self._tokenizer)
 
-    def evaluate(self, split: SplitName, seed: int = 0, race: Race | None = None) -> Evaluation:
+    def evaluate(
+        self, split: SplitName, seed: int = 0, race: Race | None = None, documents: DocumentChoice | None = None
+    ) -> Evaluation:
         """See `Evaluator.evaluate`."""
         assert self._model is not None, "bind() comes before evaluate()"
         if split not in self.splits:
@@ -210,6 +226,9 @@ class FitnessEvaluator:
         scoring = _Scoring(tuple(zip(self._configs, self._parts, strict=True)), split, seed)
         with torch.no_grad(), ForwardClock(self._model) as clock:
             try:
+                if documents is not None:
+                    part = scoring.chosen(documents, self.objectives)
+                    return replace(part, seconds=_seconds(started, clock.seconds))
                 if split == "search" and self._layout is not None:
                     ran = run_rungs(scoring.rung, self._layout, self.objectives, race)
                     scores = scoring.finished(ran)
@@ -268,6 +287,28 @@ class _Scoring:
             columns += [np.array([score.value]) for score in self.whole[config.name]]
         return columns
 
+    def chosen(self, documents: DocumentChoice, objectives: Sequence[Objective]) -> Evaluation:
+        """Some documents of the objectives that are scored by documents, everything of the others."""
+        tables: list[DocumentScores] = []
+        metrics: dict[str, float] = {}
+        whole: list[float | None] = []
+        for config, part in self.parts:
+            places = documents[len(whole)]
+            if places is None:
+                scores = self._whole(config, part)
+                named = zip(objectives[len(whole) :], scores)
+                whole += [objective.natural(score.value) + 0.0 for objective, score in named]
+                tables += [score.table for score in scores if score.table is not None]
+                metrics |= {name: value for score in scores for name, value in score.metrics.items()}
+                continue
+            whole += [None] * len(part.objectives)
+            if places and isinstance(part, _LmEvalPart):
+                self.name = config.name
+                table, means = part.score_chosen(places, self.seed)
+                tables.append(table)
+                metrics |= means
+        return Evaluation((), tuple(tables), metrics, part=Part(documents, tuple(whole)))
+
     def finished(self, ran: RungsRun) -> list[ObjectiveScore]:
         """The scores over all rungs that were scored."""
         scores: list[ObjectiveScore] = []
@@ -307,6 +348,11 @@ class _LmEvalPart:
     def score(self, role: SplitName, seed: int) -> list[ObjectiveScore]:
         """The objective's score."""
         return [self._bank.score(role, seed)]
+
+    def score_chosen(self, places: tuple[int, ...], seed: int) -> tuple[DocumentScores, dict[str, float]]:
+        """Table and metrics of some search documents."""
+        found: tuple[DocumentScores, dict[str, float]] = self._bank.score_chosen(places, seed)
+        return found
 
     @property
     def is_raced(self) -> bool:

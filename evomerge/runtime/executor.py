@@ -9,7 +9,7 @@ from evomerge.errors import EvomergeError
 from evomerge.evaluation.racing import Race
 from evomerge.evaluation.rungs import RungSettings
 from evomerge.recipes.recipe import Recipe, Source
-from evomerge.terms import Evaluation, SplitName
+from evomerge.terms import DocumentChoice, Evaluation, SplitName
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Job:
     """One candidate to merge and score on one split.
 
     ``key`` is unique in the run, for example ``c17`` (candidate), ``baseline:uniform_soup:held_out``. ``race`` is what
-    it has to keep up with on the search documents; None = all of them are scored.
+    it has to keep up with on the search documents; None = all of them are scored. ``documents`` are those to score of
+    each objective, for an evaluation that is only a `Part`; None = all.
     """
 
     key: str
@@ -67,6 +68,7 @@ class Job:
     split: SplitName = "search"
     seed: int = 0
     race: Race | None = None
+    documents: DocumentChoice | None = None
 
 
 @dataclass(frozen=True)

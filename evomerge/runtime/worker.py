@@ -91,7 +91,7 @@ class Worker:
         try:
             with isolated_evaluation(job.seed, self._plan.threads):
                 merge_seconds = self._live.apply(job.recipe)
-                evaluation = self._evaluator.evaluate(job.split, job.seed, job.race)
+                evaluation = self._evaluator.evaluate(job.split, job.seed, job.race, job.documents)
                 if evaluation.ok and job.split == "held_out" and self._plan.report:
                     evaluation = self._with_reported(evaluation, job)
             seconds = replace(evaluation.seconds, merge=merge_seconds)
@@ -165,7 +165,7 @@ def only_finite(evaluation: Evaluation) -> Evaluation:
 
     Other metrics that are none are left out, with a warning: a perplexity may overflow where the accuracy is sound.
     """
-    if evaluation.stop is not None:
+    if evaluation.stop is not None or evaluation.part is not None:
         return evaluation
     if evaluation.ok and not (evaluation.fitness and all(math.isfinite(value) for value in evaluation.fitness)):
         failure = Failure(FailureKind.NON_FINITE, f"fitness {evaluation.fitness} is not finite")
