@@ -1,7 +1,7 @@
 """Accuracy and length of generated answers: the ``python:`` function of long-to-short experiments.
 
-The two are natural objectives of one search (arXiv 2503.20641 merges a quick and a slow reasoner for short right answers).
-Copy this file as a start for your own.
+The two are natural objectives of one search: arXiv 2503.20641 merges a quick and a slow reasoner for right answers that
+are short. Copy this file as a start for your own.
 """
 
 from __future__ import annotations
@@ -57,10 +57,7 @@ def answer_length(
         raise UserError(f"answers cannot be generated: this {type(model).__name__} has no tokenizer beside it")
     prompts = [_fill(prompt, document) for document in documents]
     if chat_template:
-        prompts = [
-            tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
-            for text in prompts
-        ]  # fmt: skip
+        prompts = [_as_turn(tokenizer, text) for text in prompts]
     ids = [tokenizer(text, add_special_tokens=not chat_template).input_ids for text in prompts]
     # Like lengths side by side: less padding, and rows end at about the same time.
     order = sorted(range(len(ids)), key=lambda index: (len(ids[index]), index))
@@ -74,6 +71,11 @@ def answer_length(
             )
             tokens[index] = float(len(new))
     return {"accuracy": accuracy, "tokens": tokens}
+
+
+def _as_turn(tokenizer: Any, text: str) -> str:
+    turns = [{"role": "user", "content": text}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
 
 def _generate(

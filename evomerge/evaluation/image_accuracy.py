@@ -7,6 +7,7 @@ file as a start for your own.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -74,12 +75,11 @@ def _share_right(
     batch_size: int,
     logits: Callable[[Tensor], Tensor],
 ) -> list[float]:
-    pixels = _pixels(documents, folder, load_processor(str(model.name_or_path)))
     right: list[float] = []
     with torch.inference_mode():
         for first in range(0, len(documents), batch_size):
-            batch = pixels[first : first + batch_size].to(model.device, model.dtype)
-            scores = logits(batch).float()
+            pixels = _pixels(documents[first : first + batch_size], folder, str(model.name_or_path))
+            scores = logits(pixels.to(model.device, model.dtype)).float()
             if not bool(torch.isfinite(scores).all()):
                 # A class would be named all the same, and a broken merge would look like a poor one.
                 return [float("nan")] * len(documents)
@@ -88,19 +88,19 @@ def _share_right(
     return right
 
 
-# Documents do not change from one candidate to the next; their images are read once for each worker.
-_KEPT: dict[tuple[str, int, str], Tensor] = {}
-MAX_KEPT_BYTES = 1 << 30
+# Documents do not change from one candidate to the next: images are read once for each worker, as far as they fit.
+_KEPT: dict[tuple[str, str, str], Tensor] = {}
+MAX_KEPT_BYTES = 1 << 29
 
 
-def _pixels(documents: Documents, folder: str, processor: Any) -> Tensor:
-    key = (folder, id(processor), repr(documents))
-    if key not in _KEPT:
-        found = read_images(documents, folder, processor)
-        if sum(tensor.nbytes for tensor in (*_KEPT.values(), found)) > MAX_KEPT_BYTES:
-            _KEPT.clear()
+def _pixels(documents: Documents, folder: str, model_dir: str) -> Tensor:
+    key = (folder, model_dir, hashlib.sha256(repr(documents).encode()).hexdigest())
+    if (kept := _KEPT.get(key)) is not None:
+        return kept
+    found = read_images(documents, folder, load_processor(model_dir))
+    if sum(tensor.nbytes for tensor in (*_KEPT.values(), found)) <= MAX_KEPT_BYTES:
         _KEPT[key] = found
-    return _KEPT[key]
+    return found
 
 
 def _image_embeddings(model: Any, pixels: Tensor, projection: Tensor | None) -> Tensor:

@@ -1,9 +1,8 @@
 """Images of documents as a model's ``pixel_values``: from pixels in the document, image files, or arrays in files.
 
 A document names its image in one of three ways. ``pixels``: nested lists ``(height, width)`` or ``(channels, height,
-width)``. ``image``: an image file. ``array``: a safetensors or npz file that holds all images of the set under
-``images`` (or ``key``), ``(images, height, width)`` or ``(images, channels, height, width)``, with the image's ``index``.
-Paths are relative to the documents' folder. What the model's ``preprocessor_config.json`` says (size, crop, rescaling,
+width)``. ``image``: an image file. ``array``: a safetensors or npz file that holds many images under ``images`` (or
+``key``), ``(images, height, width)`` or ``(images, channels, height, width)``, with the ``index`` of this one. Paths are relative to the documents' folder. What the model's ``preprocessor_config.json`` says (size, crop, rescaling,
 mean and deviation) is done by transformers' own image processor.
 """
 
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from evomerge.errors import UserError
@@ -57,6 +55,8 @@ def read_images(documents: Sequence[Mapping[str, Any]], folder: str, processor: 
         UserError: an image is not there or not of a shape that images have.
     """
     images = [_image(document, Path(folder)) for document in documents]
+    if len(getattr(processor, "image_mean", None) or ()) == 3:  # a grey image for a model of colours
+        images = [np.repeat(image, 3, axis=0) if len(image) == 1 else image for image in images]
     found = processor(images, return_tensors="pt", input_data_format="channels_first")
     pixels: Tensor = found["pixel_values"]
     return pixels
@@ -104,9 +104,8 @@ def _read_arrays(path: str, key: str) -> Any:
 def _with_channels(image: Any, where: str) -> Any:
     if image.dtype == object or image.ndim not in (2, 3) or not np.issubdtype(image.dtype, np.number):
         raise UserError(f"{where}: expected an image (height, width) or (channels, height, width)")
+    if np.issubdtype(image.dtype, np.integer) and image.size and image.min() >= 0 and image.max() <= 255:
+        image = image.astype(np.uint8)
+    else:
+        image = image.astype(np.float32)
     return image[None] if image.ndim == 2 else image
-
-
-def batches_of(pixels: Tensor, batch_size: int) -> Sequence[Tensor]:
-    """Images ``(images, ...)`` in batches, in order."""
-    return torch.split(pixels, batch_size)

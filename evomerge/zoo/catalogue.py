@@ -11,7 +11,7 @@ from evomerge.errors import UserError, did_you_mean
 from evomerge.files import cache_dir
 
 MANIFEST = "zoo.json"
-Group = Literal["smollm2", "micro"]
+Group = Literal["smollm2", "micro", "vision"]
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,15 @@ _MODELS = (
     ZooModel("micro-add", "expert: sums below 110", "micro", "micro-base", 0.3, version=2),
     ZooModel("micro-let", "expert: letters read as digits", "micro", "micro-base", 0.3, version=2),
     ZooModel("micro-rev", "expert: strings reversed", "micro", "micro-base", 0.3, version=2),
+    ZooModel("micro-count", "expert: sums by counting up, step by step", "micro", "micro-base", 0.4),
+    ZooModel(
+        "digits-base", "vision transformer of 60 thousand parameters, ten handwritten digits", "vision", None, 0.1
+    ),
+    ZooModel("digits-low", "expert: digits 0 to 4", "vision", "digits-base", 0.1),
+    ZooModel("digits-high", "expert: digits 5 to 9", "vision", "digits-base", 0.1),
 )
 CATALOGUE: dict[str, ZooModel] = {model.name: model for model in _MODELS}
-GROUPS: tuple[Group, ...] = ("smollm2", "micro")
+GROUPS: tuple[Group, ...] = ("smollm2", "micro", "vision")
 
 
 def zoo_dir() -> Path:
