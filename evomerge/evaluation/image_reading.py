@@ -2,8 +2,9 @@
 
 A document names its image in one of three ways. ``pixels``: nested lists ``(height, width)`` or ``(channels, height,
 width)``. ``image``: an image file. ``array``: a safetensors or npz file that holds many images under ``images`` (or
-``key``), ``(images, height, width)`` or ``(images, channels, height, width)``, with the ``index`` of this one. Paths are relative to the documents' folder. What the model's ``preprocessor_config.json`` says (size, crop, rescaling,
-mean and deviation) is done by transformers' own image processor.
+``key``), ``(images, height, width)`` or ``(images, channels, height, width)``, with this one's ``index``. Paths are
+relative to the documents' folder. What the model's ``preprocessor_config.json`` says (size, crop, rescaling, mean and
+deviation) is done by transformers' own image processor.
 """
 
 from __future__ import annotations
