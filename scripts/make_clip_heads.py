@@ -3,9 +3,9 @@
     python scripts/make_clip_heads.py MODEL FOLDER
 
 reads FOLDER/classes/<task>.json, ``{"templates": ["a photo of a {}."], "classes": ["cat", "dog"]}``, and writes
-FOLDER/<task>.head.safetensors (`class_embeddings`, and `visual_projection` for towers that have none) and FOLDER/base, the
-vision tower with its preprocessor. A class's embedding is the mean over the templates of embeddings of length 1, as in
-Radford et al. 2021, section 3.1.4.
+FOLDER/<task>.head.safetensors (`class_embeddings`, and `visual_projection` for towers that have none) and FOLDER/base,
+the vision tower with its preprocessor. A class's embedding is the mean over the templates of embeddings of length 1, as
+in Radford et al. 2021, section 3.1.4.
 """
 
 from __future__ import annotations

@@ -21,8 +21,12 @@ TEXT = {**VISION, "num_hidden_layers": 2, "vocab_size": 64, "max_position_embedd
 CASES: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "vit": ("ViTForImageClassification", "vit", {**VISION, "num_labels": 4}, "vit.layers"),
     "clip tower": ("CLIPVisionModel", "clip_vision_model", {**VISION, "projection_dim": 8}, "encoder.layers"),
-    "clip projected": ("CLIPVisionModelWithProjection", "clip_vision_model", {**VISION, "projection_dim": 8}, "encoder.layers"),
-    "clip": ("CLIPModel", "clip", {"text_config": TEXT, "vision_config": VISION, "projection_dim": 8}, "encoder.layers"),
+    "clip projected": (
+        "CLIPVisionModelWithProjection", "clip_vision_model", {**VISION, "projection_dim": 8}, "encoder.layers"
+    ),
+    "clip": (
+        "CLIPModel", "clip", {"text_config": TEXT, "vision_config": VISION, "projection_dim": 8}, "encoder.layers"
+    ),
 }  # fmt: skip
 
 

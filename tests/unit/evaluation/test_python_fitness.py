@@ -43,7 +43,8 @@ def breaks(model, tokenizer, documents, seed):
     raise KeyError("lost")
 
 def measured(model, tokenizer, documents, seed, *, offset, batch_size, folder=None, factor=1):
-    return {"good": [len(document["text"]) for document in documents], "bad": batch_size * factor + offset + len(folder)}
+    good = [len(document["text"]) for document in documents]
+    return {"good": good, "bad": batch_size * factor + offset + len(folder)}
 
 def out_of_memory(model, tokenizer, documents, seed):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
