@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from evomerge.engine.adapted_models import check_live, cut_to_depth
-from evomerge.engine.architecture import Architecture, load_config, model_factories
+from evomerge.engine.architecture import Architecture, claims_tied, load_config, model_factories
 from evomerge.engine.block_places import BlockPlaces
 from evomerge.engine.depth_groups import DepthGroups
 from evomerge.engine.live_routes import LiveRoutes
@@ -22,6 +22,7 @@ from evomerge.engine.sources import resolve_source
 from evomerge.engine.tensor_merge import DTYPES, OutputDtype, TensorMerger
 from evomerge.engine.tensor_threads import TensorThreads
 from evomerge.engine.tensor_writer import Scratch, TensorWriter
+from evomerge.engine.tokenizer_files import has_tokenizer
 from evomerge.errors import UserError
 from evomerge.recipes.recipe import Recipe, Route, Source
 from evomerge.terms import HopCounts
@@ -96,14 +97,16 @@ class LiveModel:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The reference model's tokenizer.
+        """The reference model's tokenizer, None where no tokenizer lies beside it (image classifiers).
 
         Raises:
-            UserError: the reference has none.
+            UserError: it cannot be read.
         """
         from transformers import AutoTokenizer
 
         directory = resolve_source(self.reference)
+        if not has_tokenizer(directory):
+            return None
         try:
             return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
@@ -218,10 +221,10 @@ class LiveModel:
         config = load_config(directory)
         if self.models.architecture.build is None:
             raise UserError(f"{directory}: transformers cannot build the model, so it can be merged to disk only")
-        text = config.get_text_config()
-        self._loaded_as_tied = bool(text.tie_word_embeddings) == self.models.architecture.is_tied
+        self._loaded_as_tied = claims_tied(config) == self.architecture.is_tied
         if not self._loaded_as_tied:
-            text.tie_word_embeddings = config.tie_word_embeddings = self.models.architecture.is_tied
+            text = config.get_text_config()
+            text.tie_word_embeddings = config.tie_word_embeddings = self.architecture.is_tied
         try:
             with _no_progress_bar():
                 model: Any = model_factories(config)[0].from_pretrained(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from evomerge.errors import UserError
+from evomerge.errors import InvalidInput, Problem, UserError
 from evomerge.evaluation.cost_fitness import CostFitness, CostMeter
 from evomerge.evaluation.documents import DocumentPlan, FitnessPlan
 from evomerge.evaluation.failures import ScoringFailed, failure_of
@@ -196,8 +196,11 @@ class FitnessEvaluator:
             self._rebuild()
 
     def _rebuild(self) -> None:
-        if any(isinstance(part, _LmEvalPart) for part in self._parts):
+        tasks = [config.name for config, part in zip(self._configs, self._parts) if isinstance(part, _LmEvalPart)]
+        if tasks:
             from evomerge.evaluation.lm_eval_scorer import PreparedScorer
+
+            _check_reads_text(self._model, self._tokenizer, tasks)
 
             settings = self._settings
             # Other sizes change nothing about which engines suit; the weights may be a broken candidate's by now.
@@ -208,6 +211,8 @@ class FitnessEvaluator:
         for part in self._parts:
             if isinstance(part, _LmEvalPart):
                 part.use(self._scorer, self._batch_size, self._settings.exact_splits)
+            elif not isinstance(part, CostFitness):
+                part.use(self._batch_size)
             part.bind(self._model, self._tokenizer)
 
     def evaluate(
@@ -368,6 +373,23 @@ class _LmEvalPart:
         """The objective's score over the rungs scored; None = over all documents."""
         score: ObjectiveScore = self._bank.score_so_far(rung)
         return score
+
+
+def _check_reads_text(model: Any, tokenizer: Any, tasks: Sequence[str]) -> None:
+    """Refuse lm-eval tasks for what is no language model.
+
+    Raises:
+        InvalidInput: the model has no tokenizer, or nothing that predicts tokens.
+    """
+    lacks = [] if tokenizer is not None else ["has no tokenizer beside it"]
+    if model.get_output_embeddings() is None and not model.can_generate():
+        lacks.append("does not predict tokens")
+    if lacks:
+        message = (
+            f"an lm-eval task needs a language model with its tokenizer; this {type(model).__name__} "
+            f"{' and '.join(lacks)}. Score it with a `python:` fitness (docs/fitness.md)"
+        )
+        raise InvalidInput([Problem(f"fitness {name}", message) for name in tasks])
 
 
 def _finite(scores: list[ObjectiveScore]) -> list[ObjectiveScore]:

@@ -128,5 +128,6 @@ def _document_lines(plan: DocumentPlan) -> tuple[str, ...]:
     for fitness in plan.fitness:
         counts = {role: len(fitness.document_ids(role)) for role in SPLITS}
         shown = ", ".join(f"{count} {role.replace('_', '-')}" for role, count in counts.items() if count)
-        lines.append(f"fitness {fitness.name}: {fitness.metric},{fitness.filter} on {shown} documents")
+        metric = ",".join(filter(None, (fitness.metric, fitness.filter)))
+        lines.append(f"fitness {fitness.name}: {metric} on {shown} documents")
     return tuple(lines)
