@@ -78,7 +78,7 @@ class LiveModel:
         self.model: Any = self._load()
         parameters: dict[str, Tensor] = dict(self.model.named_parameters())
         self.model_bytes = sum(p.numel() * p.element_size() for p in parameters.values())
-        self._state_cap = _default_state_bytes(self.device) if state_memory_bytes is None else state_memory_bytes
+        self._state_cap = default_state_bytes(self.device) if state_memory_bytes is None else state_memory_bytes
         num_threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._threads = TensorThreads(num_threads, self.architecture)
         self._mergers: dict[int, TensorMerger] = {}  # by id of the group of models
@@ -286,7 +286,8 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _default_state_bytes(device: torch.device) -> int:
+def default_state_bytes(device: torch.device) -> int:
+    """Cap on prepared merge state where none is given: half of what is free on the device now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) // 2
     import psutil
