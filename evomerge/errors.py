@@ -6,8 +6,6 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from evomerge.terms import FailureKind
-
 MAX_PROBLEMS = 50
 MAX_SHOWN = 600  # characters
 
@@ -70,18 +68,6 @@ class ResumeRefused(UserError):
 
 class MergeFailed(EvomergeError):
     """A merge gave an unusable model (for example NaN weights); the candidate fails, the run goes on."""
-
-
-class WorkerBroken(EvomergeError):
-    """What a worker relies on is lost or in doubt, whatever the candidate; executors replace the worker and try again.
-
-    Attributes:
-        kind: how the job failed, should it not be tried again.
-    """
-
-    def __init__(self, kind: FailureKind, message: str) -> None:
-        self.kind = kind
-        super().__init__(message)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -101,13 +102,7 @@ class LiveModel:
         Raises:
             UserError: the reference has none.
         """
-        from transformers import AutoTokenizer
-
-        directory = resolve_source(self.reference)
-        try:
-            return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{directory}: no tokenizer that transformers can load ({_first_line(error)})") from error
+        return load_tokenizer(resolve_source(self.reference))
 
     @property
     def prepared_bytes(self) -> int:
@@ -231,6 +226,20 @@ class LiveModel:
             raise UserError(f"{directory}: transformers cannot load the model ({_first_line(error)})") from error
         module: nn.Module = model.to(self.device).eval().requires_grad_(False)
         return module
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer in a model's directory.
+
+    Raises:
+        UserError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{directory}: no tokenizer that transformers can load ({_first_line(error)})") from error
 
 
 def choose_device(device: str) -> torch.device:

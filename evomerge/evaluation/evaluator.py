@@ -13,15 +13,17 @@ import numpy as np
 from evomerge.errors import UserError
 from evomerge.evaluation.cost_fitness import CostFitness, CostMeter
 from evomerge.evaluation.documents import DocumentPlan, FitnessPlan
-from evomerge.evaluation.failures import ScoringFailed, failure_of
+from evomerge.evaluation.failures import ScoringFailed, WorkerBroken, failure_of
 from evomerge.evaluation.fitness_yaml import FitnessConfig
 from evomerge.evaluation.racing import Race
 from evomerge.evaluation.rung_run import RungsRun, run_rungs
 from evomerge.evaluation.rungs import RungSettings, lay_rungs
 from evomerge.evaluation.task_scores import ObjectiveScore
+from evomerge.evaluation.text_engine import EngineClock, TextEngine
 from evomerge.terms import Array, Evaluation, FailureKind, Objective, Seconds, SplitName
 
 if TYPE_CHECKING:
+    from evomerge.evaluation.forward_clock import ForwardClock
     from evomerge.evaluation.python_fitness import PythonFitness
 
 logger = logging.getLogger(__name__)
@@ -92,6 +94,7 @@ class EvaluatorSettings:
         pass_tokens: most tokens of one forward pass, None = what suits the device.
         import_paths: folders put on ``sys.path`` for ``python:`` fitness functions.
         rungs: how the search documents are cut, None = not at all.
+        engine: generates all texts in place of the bound model, which then needs no weights; None = the model does.
     """
 
     batch_size: int | None = None
@@ -100,6 +103,7 @@ class EvaluatorSettings:
     pass_tokens: int | None = None
     import_paths: tuple[str, ...] = ()
     rungs: RungSettings | None = None
+    engine: TextEngine | None = None
 
 
 def build_evaluator(
@@ -183,18 +187,29 @@ class FitnessEvaluator:
 
     def _rebuild(self) -> None:
         if any(isinstance(part, _LmEvalPart) for part in self._parts):
-            from evomerge.evaluation.lm_eval_scorer import PreparedScorer
-
-            settings = self._settings
-            # Other sizes change nothing about which engines suit; the weights may be a broken candidate's by now.
-            chooser = self._scorer.chooser if self._scorer is not None else None
-            self._scorer = PreparedScorer(
-                self._model, self._tokenizer, self._batch_size, settings.exact, settings.pass_tokens, chooser
-            )
+            self._scorer = self._build_scorer()
         for part in self._parts:
             if isinstance(part, _LmEvalPart):
                 part.use(self._scorer, self._batch_size, self._settings.exact_splits)
             part.bind(self._model, self._tokenizer)
+
+    def _build_scorer(self) -> Any:
+        from evomerge.evaluation.lm_eval_engine import EngineScorer
+        from evomerge.evaluation.lm_eval_scorer import PreparedScorer
+
+        settings = self._settings
+        if settings.engine is not None:
+            return EngineScorer(self._model, self._tokenizer, settings.engine)
+        # Other sizes change nothing about which engines suit; the weights may be a broken candidate's by now.
+        chooser = self._scorer.chooser if self._scorer is not None else None
+        return PreparedScorer(
+            self._model, self._tokenizer, self._batch_size, settings.exact, settings.pass_tokens, chooser
+        )
+
+    def _clock(self) -> ForwardClock | EngineClock:
+        from evomerge.evaluation.forward_clock import ForwardClock
+
+        return ForwardClock(self._model) if self._settings.engine is None else EngineClock(self._settings.engine)
 
     def evaluate(self, split: SplitName, seed: int = 0, race: Race | None = None) -> Evaluation:
         """See `Evaluator.evaluate`."""
@@ -204,18 +219,16 @@ class FitnessEvaluator:
             raise UserError(f"fitness {lacking[0]!r} has no {split} documents")
         import torch
 
-        from evomerge.evaluation.forward_clock import ForwardClock
-
         started = time.perf_counter()
         scoring = _Scoring(tuple(zip(self._configs, self._parts, strict=True)), split, seed)
-        with torch.no_grad(), ForwardClock(self._model) as clock:
+        with torch.no_grad(), self._clock() as clock:
             try:
                 if split == "search" and self._layout is not None:
                     ran = run_rungs(scoring.rung, self._layout, self.objectives, race)
                     scores = scoring.finished(ran)
                 else:
                     ran, scores = RungsRun(), scoring.everything()
-            except UserError:
+            except (UserError, WorkerBroken):
                 raise
             except Exception as error:  # whatever a merge or a task did is this candidate's failure
                 logger.debug("fitness %s failed", scoring.name, exc_info=True)

@@ -74,7 +74,9 @@ class Server:
 
         asked = []
         for prompt in prompts:
-            asked.append({"prompt_token_ids": prompt} if salt is None else dict(prompt_token_ids=prompt, cache_salt=salt))
+            asked.append(
+                {"prompt_token_ids": prompt} if salt is None else dict(prompt_token_ids=prompt, cache_salt=salt)
+            )
         parameters = [
             SamplingParams(
                 temperature=0.0, max_tokens=count, stop=stops or None, stop_token_ids=ends or None,
