@@ -16,6 +16,7 @@ from typing import Any
 import evomerge
 from evomerge.evaluation.documents import DocumentPlan, plan_documents
 from evomerge.experiment.about_run import about_run
+from evomerge.experiment.backend_check import check_backend
 from evomerge.experiment.calibrate import calibrated_problem, settle_calibration
 from evomerge.experiment.finish import Finish, Interrupted, baseline_jobs
 from evomerge.experiment.live_report import LiveReport
@@ -90,6 +91,7 @@ def begin_run(loaded: Experiment, path: Path, view: ProgressView, overwrite: boo
         early = start_ray(loaded, stack)
         plan = plan_documents([*loaded.fitness, *loaded.report], loaded.config.import_paths)
         check_racing(loaded.config, loaded.where, loaded.fitness, plan)
+        check_backend(loaded, plan)
         manifest = describe_run(loaded, plan)
         known = load_warm_start(loaded, plan)
         folder = RunDir.create(path, overwrite=overwrite)
@@ -136,6 +138,7 @@ def resume_run(loaded: Experiment, path: Path, view: ProgressView) -> RunResult:
         early = start_ray(loaded, stack)
         plan = plan_documents([*loaded.fitness, *loaded.report], loaded.config.import_paths)
         warnings = check_unchanged(loaded, plan, folder)
+        check_backend(loaded, plan)
         for line in warnings:
             view.note(f"changed since the start: {line}")
         events = folder.event_log().read()

@@ -1,8 +1,8 @@
 """Whether a vLLM engine really scores the weights it was given last, found out on a few prompts before any candidate.
 
 Weights are swapped from A to B and back. A must answer as before; B, whose weights are half of A's, must answer unlike
-A, and as it answers when nothing that was computed earlier may be read (prompts with a salt of their own share no cached
-keys and values with others). Texts and log-probabilities are compared.
+A, and as it answers when nothing that was computed earlier may be read: prompts with a salt of their own share no
+cached keys and values with others. Texts and log-probabilities are compared.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class VllmEnvironment:
 
     @property
     def vllm(self) -> str:
-        """vLLM's version, empty where there is none."""
+        """VLLM's version, empty where there is none."""
         return self.versions.get("vllm", "")
 
 

@@ -72,11 +72,8 @@ class Server:
         """Greedy answers as tokens, with the log-probability of each where asked for."""
         from vllm import SamplingParams
 
-        asked = []
-        for prompt in prompts:
-            asked.append(
-                {"prompt_token_ids": prompt} if salt is None else dict(prompt_token_ids=prompt, cache_salt=salt)
-            )
+        salted = {} if salt is None else {"cache_salt": salt}
+        asked = [{"prompt_token_ids": prompt, **salted} for prompt in prompts]
         parameters = [
             SamplingParams(
                 temperature=0.0, max_tokens=count, stop=stops or None, stop_token_ids=ends or None,
