@@ -1,8 +1,8 @@
 """Stands in for vLLM in tests: the calls evomerge makes, on transformers and a CPU, for Llama-like models.
 
 Like vLLM it fuses projections, mixes an extension into its worker, keeps keys and values of prompt blocks between calls
-until it is told to forget them, matches stop strings in text decoded behind the prompt, and prints to stdout.
-``VLLM_STANDIN_FAULT`` makes it misbehave.
+until it is told to forget them, matches stop strings in text decoded behind the prompt, and prints to stdout. It
+misbehaves as the file says that ``VLLM_STANDIN_FAULT`` names.
 """
 
 from __future__ import annotations
@@ -161,17 +161,17 @@ class LLM:
 
 
 def fault() -> str:
-    """What is to go wrong."""
-    return os.environ.get("VLLM_STANDIN_FAULT", "").partition(":")[0]
+    """What is to go wrong, as a file says whose name the tests hand over."""
+    place = os.environ.get("VLLM_STANDIN_FAULT")
+    return Path(place).read_text() if place and Path(place).exists() else ""
 
 
 def break_down() -> None:
-    """Die or hang in the middle of a call, the first time where a file remembers that."""
-    kind, _, place = os.environ.get("VLLM_STANDIN_FAULT", "").partition(":")
-    if kind not in ("dies", "hangs", "raises") or (place and Path(place).exists()):
+    """Die, hang or raise in the middle of a call, once."""
+    kind = fault()
+    if kind not in ("dies", "hangs", "raises"):
         return
-    if place:
-        Path(place).touch()
+    Path(os.environ["VLLM_STANDIN_FAULT"]).unlink()
     if kind == "hangs":
         time.sleep(600)
     if kind == "raises":
