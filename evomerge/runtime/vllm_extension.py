@@ -39,6 +39,7 @@ def why_unsupported(config: dict[str, Any]) -> str | None:
     """
     if config.get("is_encoder_decoder"):
         return "it is an encoder-decoder"
+    config = {**config, **(config.get("text_config") or {})}
     for key, reason in UNSUPPORTED.items():
         if config.get(key) not in (None, 0, 1, False, {}):
             return reason

@@ -16,7 +16,8 @@ from evomerge.evaluation.failures import WorkerBroken
 from evomerge.runtime.executor import Job, WorkerReport
 from evomerge.terms import Evaluation, Failure, FailureKind, Seconds
 
-RAISE, HANG, HANG_ONCE, KILLED, KILLED_ONCE, SCRATCH, ENVIRONMENT, OUT_OF_MEMORY, UNPICKLABLE, BROKEN, BROKEN_ONCE = range(101, 112)
+RAISE, HANG, HANG_ONCE, KILLED, KILLED_ONCE, SCRATCH, ENVIRONMENT, OUT_OF_MEMORY, UNPICKLABLE = range(101, 110)
+BROKEN, BROKEN_ONCE = 110, 111
 
 
 class PlainWorker:
