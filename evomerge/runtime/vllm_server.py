@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from evomerge.runtime.vllm_extension import EXTENSION, kind_of
@@ -36,7 +37,7 @@ class Server:
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """What is sent back; an engine's error is sent, not raised."""
-        work = {"open": self.open, "apply": self.apply, "generate": self.generate}
+        work: dict[str, Callable[..., Any]] = {"open": self.open, "apply": self.apply, "generate": self.generate}
         try:
             return {"ok": work[request.pop("op")](**request)}
         except Refused as error:

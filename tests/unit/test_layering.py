@@ -50,6 +50,7 @@ DOORS = {
     "typer": ["cli/*.py"],
     "huggingface_hub": ["engine/sources.py"],
     "peft": [],
+    "vllm": ["runtime/vllm_server.py"],
 }
 
 MAX_LINES = 400

@@ -171,9 +171,17 @@ def test_what_leaves_the_engine_in_doubt_breaks_the_worker(
     }  # fmt: skip
     server.ask("open", 200, engine=engine, models=plan)
     fault.write_text(wrong)
+    ask: dict[str, Any] = {
+        "op": "generate",
+        "prompts": [[5, 6], [7, 8]],
+        "stops": [],
+        "ends": [],
+        "max_new_tokens": [2, 2],
+    }
+    if wrong == "reset refused":
+        ask = {"op": "apply", "recipe": f"model: {base}\n"}
     with pytest.raises(WorkerBroken, match=words):
-        server.ask("apply", recipe=f"model: {base}\n")
-        server.ask("generate", prompts=[[5, 6], [7, 8]], stops=[], ends=[], max_new_tokens=[2, 2])
+        server.ask(**ask)
     assert not process.is_running()
     server.close()
 
