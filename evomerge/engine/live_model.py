@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ class LiveModel:
         self.model: Any = self._load()
         parameters: dict[str, Tensor] = dict(self.model.named_parameters())
         self.model_bytes = sum(p.numel() * p.element_size() for p in parameters.values())
-        self._state_cap = _default_state_bytes(self.device) if state_memory_bytes is None else state_memory_bytes
+        self._state_cap = default_state_bytes(self.device) if state_memory_bytes is None else state_memory_bytes
         num_threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._threads = TensorThreads(num_threads, self.architecture)
         self._mergers: dict[int, TensorMerger] = {}  # by id of the group of models
@@ -102,15 +103,8 @@ class LiveModel:
         Raises:
             UserError: it cannot be read.
         """
-        from transformers import AutoTokenizer
-
         directory = resolve_source(self.reference)
-        if not has_tokenizer(directory):
-            return None
-        try:
-            return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{directory}: no tokenizer that transformers can load ({_first_line(error)})") from error
+        return load_tokenizer(directory) if has_tokenizer(directory) else None
 
     @property
     def prepared_bytes(self) -> int:
@@ -236,6 +230,20 @@ class LiveModel:
         return module
 
 
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer in a model's directory.
+
+    Raises:
+        UserError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{directory}: no tokenizer that transformers can load ({_first_line(error)})") from error
+
+
 def choose_device(device: str) -> torch.device:
     """The device a word stands for.
 
@@ -289,7 +297,8 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _default_state_bytes(device: torch.device) -> int:
+def default_state_bytes(device: torch.device) -> int:
+    """Cap on prepared merge state where none is given: half of what is free on the device now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) // 2
     import psutil

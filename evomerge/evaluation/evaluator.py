@@ -13,12 +13,13 @@ import numpy as np
 from evomerge.errors import InvalidInput, Problem, UserError
 from evomerge.evaluation.cost_fitness import CostFitness, CostMeter
 from evomerge.evaluation.documents import DocumentPlan, FitnessPlan
-from evomerge.evaluation.failures import ScoringFailed, failure_of
+from evomerge.evaluation.failures import ScoringFailed, WorkerBroken, failure_of
 from evomerge.evaluation.fitness_yaml import FitnessConfig
 from evomerge.evaluation.racing import Race
 from evomerge.evaluation.rung_run import RungsRun, run_rungs
 from evomerge.evaluation.rungs import RungSettings, lay_rungs
 from evomerge.evaluation.task_scores import ObjectiveScore
+from evomerge.evaluation.text_engine import EngineClock, TextEngine
 from evomerge.terms import (
     Array,
     DocumentChoice,
@@ -32,6 +33,7 @@ from evomerge.terms import (
 )
 
 if TYPE_CHECKING:
+    from evomerge.evaluation.forward_clock import ForwardClock
     from evomerge.evaluation.python_fitness import PythonFitness
 
 logger = logging.getLogger(__name__)
@@ -106,6 +108,7 @@ class EvaluatorSettings:
         pass_tokens: most tokens of one forward pass, None = what suits the device.
         import_paths: folders put on ``sys.path`` for ``python:`` fitness functions.
         rungs: how the search documents are cut, None = not at all.
+        engine: generates all texts in place of the bound model, which then needs no weights; None = the model does.
     """
 
     batch_size: int | None = None
@@ -114,6 +117,7 @@ class EvaluatorSettings:
     pass_tokens: int | None = None
     import_paths: tuple[str, ...] = ()
     rungs: RungSettings | None = None
+    engine: TextEngine | None = None
 
 
 def build_evaluator(
@@ -198,22 +202,32 @@ class FitnessEvaluator:
     def _rebuild(self) -> None:
         tasks = [config.name for config, part in zip(self._configs, self._parts) if isinstance(part, _LmEvalPart)]
         if tasks:
-            from evomerge.evaluation.lm_eval_scorer import PreparedScorer
-
-            _check_reads_text(self._model, self._tokenizer, tasks)
-
-            settings = self._settings
-            # Other sizes change nothing about which engines suit; the weights may be a broken candidate's by now.
-            chooser = self._scorer.chooser if self._scorer is not None else None
-            self._scorer = PreparedScorer(
-                self._model, self._tokenizer, self._batch_size, settings.exact, settings.pass_tokens, chooser
-            )
+            self._scorer = self._build_scorer(tasks)
         for part in self._parts:
             if isinstance(part, _LmEvalPart):
                 part.use(self._scorer, self._batch_size, self._settings.exact_splits)
             elif not isinstance(part, CostFitness):
                 part.use(self._batch_size)
             part.bind(self._model, self._tokenizer)
+
+    def _build_scorer(self, tasks: Sequence[str]) -> Any:
+        from evomerge.evaluation.lm_eval_engine import EngineScorer
+        from evomerge.evaluation.lm_eval_scorer import PreparedScorer
+
+        settings = self._settings
+        if settings.engine is not None:
+            return EngineScorer(self._model, self._tokenizer, settings.engine)
+        _check_reads_text(self._model, self._tokenizer, tasks)
+        # Other sizes change nothing about which engines suit; the weights may be a broken candidate's by now.
+        chooser = self._scorer.chooser if self._scorer is not None else None
+        return PreparedScorer(
+            self._model, self._tokenizer, self._batch_size, settings.exact, settings.pass_tokens, chooser
+        )
+
+    def _clock(self) -> ForwardClock | EngineClock:
+        from evomerge.evaluation.forward_clock import ForwardClock
+
+        return ForwardClock(self._model) if self._settings.engine is None else EngineClock(self._settings.engine)
 
     def evaluate(
         self, split: SplitName, seed: int = 0, race: Race | None = None, documents: DocumentChoice | None = None
@@ -225,11 +239,9 @@ class FitnessEvaluator:
             raise UserError(f"fitness {lacking[0]!r} has no {split} documents")
         import torch
 
-        from evomerge.evaluation.forward_clock import ForwardClock
-
         started = time.perf_counter()
         scoring = _Scoring(tuple(zip(self._configs, self._parts, strict=True)), split, seed)
-        with torch.no_grad(), ForwardClock(self._model) as clock:
+        with torch.no_grad(), self._clock() as clock:
             try:
                 if documents is not None:
                     part = scoring.chosen(documents, self.objectives)
@@ -239,7 +251,7 @@ class FitnessEvaluator:
                     scores = scoring.finished(ran)
                 else:
                     ran, scores = RungsRun(), scoring.everything()
-            except UserError:
+            except (UserError, WorkerBroken):
                 raise
             except Exception as error:  # whatever a merge or a task did is this candidate's failure
                 logger.debug("fitness %s failed", scoring.name, exc_info=True)

@@ -128,6 +128,16 @@ class BudgetConfig(Strict):
         return self
 
 
+class VllmConfig(Strict):
+    """vLLM in a process and a Python environment of its own; see docs/vllm.md."""
+
+    python: str = Field(min_length=1)
+    tensor_parallel: int = Field(default=1, ge=1)
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, lt=1)
+    max_model_len: int | None = Field(default=None, gt=0)
+    enforce_eager: bool = False
+
+
 class RuntimeConfig(Strict):
     """Where and how candidates are merged and scored."""
 
@@ -137,7 +147,8 @@ class RuntimeConfig(Strict):
     threads: int | Literal["auto"] = "auto"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    backend: Literal["hf"] = "hf"
+    backend: Literal["hf", "vllm"] = "hf"
+    vllm: VllmConfig | None = None
     batch_size: int | None = Field(default=None, gt=0)
     deadline: DurationSeconds | None = None
     max_attempts: int = Field(default=2, ge=1, le=10)

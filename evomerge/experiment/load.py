@@ -15,6 +15,7 @@ from evomerge.engine.sources import SourceStatus, describe_source
 from evomerge.errors import InvalidInput, Problem, UserError, did_you_mean
 from evomerge.evaluation.fitness_yaml import FitnessConfig, load_fitness, objective_names
 from evomerge.evaluation.python_fitness import add_import_paths
+from evomerge.experiment.backend_problems import backend_problems
 from evomerge.experiment.config import ExperimentConfig
 from evomerge.experiment.cost_objectives import cost_problems
 from evomerge.experiment.estimation_problems import estimation_problems
@@ -176,6 +177,7 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
     problems += cost_problems(config, where, fitness or ())
     problems += racing_problems(config, where, fitness or ())
     problems += estimation_problems(config, where, fitness or ())
+    problems += backend_problems(config, where, [*(fitness or ()), *(report or ())], space, stages)
     if problems:
         raise InvalidInput(problems)
     assert fitness is not None

@@ -16,6 +16,7 @@ from typing import Any
 import evomerge
 from evomerge.evaluation.documents import DocumentPlan, plan_documents
 from evomerge.experiment.about_run import about_run
+from evomerge.experiment.backend_check import check_backend
 from evomerge.experiment.build_estimation import build_estimation
 from evomerge.experiment.calibrate import calibrated_problem, settle_calibration
 from evomerge.experiment.estimation import EstimatingExecutor
@@ -94,6 +95,7 @@ def begin_run(loaded: Experiment, path: Path, view: ProgressView, overwrite: boo
         plan = plan_documents([*loaded.fitness, *loaded.report], loaded.config.import_paths)
         check_racing(loaded.config, loaded.where, loaded.fitness, plan)
         check_estimation(loaded.config, loaded.where, loaded.fitness, plan)
+        check_backend(loaded, plan)
         manifest = describe_run(loaded, plan)
         known = load_warm_start(loaded, plan)
         folder = RunDir.create(path, overwrite=overwrite)
@@ -140,6 +142,7 @@ def resume_run(loaded: Experiment, path: Path, view: ProgressView) -> RunResult:
         early = start_ray(loaded, stack)
         plan = plan_documents([*loaded.fitness, *loaded.report], loaded.config.import_paths)
         warnings = check_unchanged(loaded, plan, folder)
+        check_backend(loaded, plan)
         for line in warnings:
             view.note(f"changed since the start: {line}")
         events = folder.event_log().read()

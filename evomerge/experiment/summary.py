@@ -11,6 +11,7 @@ import numpy as np
 from evomerge.errors import UserError
 from evomerge.evaluation.cost_fitness import UNITS
 from evomerge.evaluation.statistics import Interval, combined_interval, forget_draws, paired_difference, score_interval
+from evomerge.experiment.backend_problems import scored_by
 from evomerge.experiment.estimation_summary import estimation_summary
 from evomerge.experiment.front_data import front_data
 from evomerge.experiment.front_view import view_of
@@ -174,6 +175,7 @@ def build_summary(
         "scalarisation": loaded.config.scalarisation,
         "normalise": [str(anchor) for anchor in loaded.rules.normalise],
         "normalised_on": {split: list(scores.scales[split].splits) for split in SPLITS},
+        "scored_by": scored_by(loaded.config.runtime),
         "constraints": [constraint.text for constraint in loaded.rules.constraints],
         "confidence": loaded.config.finish.confidence,
         "documents": {split: _num_documents(scores, split) for split in SPLITS},

@@ -117,6 +117,8 @@ def closing_lines(summary: Mapping[str, Any]) -> list[str]:
     if front is not None:
         lines += front_lines(front, reported_split(front))
         lines.append(f"all members, and how to choose one: evomerge front {summary['run_dir']}")
+    if (engine := summary.get("scored_by", "hf")) != "hf":
+        lines.append(f"all scores, held-out ones too, by {engine}; lm-eval's own loops scored nothing")
     cost = summary["cost"]
     lines.append(
         f"{summary['evaluations']} evaluations ({summary['failed']} failed) in {format_seconds(cost['wall_seconds'])}; "

@@ -9,6 +9,7 @@ from evomerge.errors import EvomergeError
 from evomerge.evaluation.racing import Race
 from evomerge.evaluation.rungs import RungSettings
 from evomerge.recipes.recipe import Recipe, Source
+from evomerge.runtime.vllm_settings import VllmSettings
 from evomerge.terms import DocumentChoice, Evaluation, SplitName
 
 
@@ -34,6 +35,7 @@ class WorkerPlan:
         scorer: ``fast``, or ``exact``: lm-eval's own loops also for what is not reported.
         pass_tokens: most tokens of one forward pass, None = what suits the device.
         rungs: how the search documents of a racing run are cut, None = not at all.
+        vllm: the vLLM that generates in place of a live model, None = transformers does.
     """
 
     base: Source | None
@@ -52,6 +54,7 @@ class WorkerPlan:
     scorer: Literal["fast", "exact"] = "fast"
     pass_tokens: int | None = None
     rungs: RungSettings | None = None
+    vllm: VllmSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,11 @@ class CandidateWorker(Protocol):
     """Merges and scores candidates, one at a time. It runs in a process of its own, or in the driver's (inline)."""
 
     def run(self, job: Job) -> Evaluation:
-        """Merge and score one candidate; whatever goes wrong with the candidate is in ``Evaluation.failure``."""
+        """Merge and score one candidate; whatever goes wrong with the candidate is in ``Evaluation.failure``.
+
+        Raises:
+            WorkerBroken: the worker itself is of no use any more; the executor replaces it.
+        """
         ...
 
     def report(self) -> WorkerReport:
