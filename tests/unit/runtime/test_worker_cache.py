@@ -132,7 +132,7 @@ FILES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "filter": ("tasks/own.yaml", replaced("(.+?)", "(.)")),
     "answers": ("tasks/data/micro_add.search.jsonl", replaced('"answer": "8', '"answer": "9')),
     "questions": ("tasks/data/micro_add.search.jsonl", replaced('"prompt": "7', '"prompt": "6')),
-    "weights": ("expert/model.safetensors", lambda data: data[:-40_000] + bytes(40_000)),
+    "weights": ("expert/model.safetensors", lambda data: data[:-2_000_000] + bytes(2_000_000)),
     "tokenizer": ("expert/tokenizer_config.json", lambda data: data + b" "),
 }
 
