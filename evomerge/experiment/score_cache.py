@@ -12,6 +12,7 @@ from evomerge.evaluation.fitness_yaml import FitnessConfig
 from evomerge.evaluation.score_cache import CacheUse, cache_use, clear_entries
 from evomerge.experiment.config import ExperimentConfig, RuntimeConfig
 from evomerge.files import cache_dir
+from evomerge.store.estimation_events import Estimated
 from evomerge.store.events import Evaluated, Stopped
 from evomerge.store.run_state import RunState
 
@@ -38,8 +39,11 @@ def with_absolute_folder(config: ExperimentConfig, folder: Path) -> ExperimentCo
 
 
 def cache_problems(config: ExperimentConfig, where: str) -> list[Problem]:
-    """What is wrong with the folder."""
+    """What is wrong with the folder, and what else the cache does not go with."""
     named = config.runtime.score_cache
+    if named and config.runtime.backend == "vllm":
+        message = "the evaluation cache does not know what a vLLM computes with; leave one of the two out"
+        return [Problem(f"{where}: runtime.score_cache", message)]
     if isinstance(named, str) and Path(named).exists() and not Path(named).is_dir():
         return [Problem(f"{where}: runtime.score_cache", f"expected a folder, {named} is a file")]
     return []
@@ -76,7 +80,7 @@ def note_uncached(config: RuntimeConfig, fitness: Sequence[FitnessConfig], metho
 
 def recalled_summary(config: RuntimeConfig, state: RunState) -> dict[str, Any] | None:
     """What a run took from the cache, for summary.json; None where it is off and nothing was."""
-    ended = [event for event in state.outcomes.values() if isinstance(event, Evaluated | Stopped)]
+    ended = [event for event in state.outcomes.values() if isinstance(event, Evaluated | Stopped | Estimated)]
     recalled = sum(event.is_recalled for event in ended)
     partly = sum(event.known_documents > 0 and not event.is_recalled for event in ended)
     if folder_of(config) is None and not recalled + partly:

@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import MergeFailed, UserError
+from evomerge.evaluation.failures import WorkerBroken, is_out_of_memory
 from evomerge.evaluation.known_answers import KnownAnswers, NotKnown
 from evomerge.runtime.executor import Job, WorkerPlan, WorkerReport
 from evomerge.runtime.isolation import isolated_evaluation
 from evomerge.terms import Evaluation, Failure, FailureKind, Seconds, SplitName
 
 if TYPE_CHECKING:
+    from evomerge.engine.live_model import LiveModel
     from evomerge.evaluation.evaluator import Evaluator
     from evomerge.runtime.model_key import ModelKeys
+    from evomerge.runtime.vllm_model import VllmModel
 
 LOG = logging.getLogger(__name__)
 
@@ -45,8 +48,6 @@ class Worker:
     def __init__(self, plan: WorkerPlan, index: int = 0) -> None:
         # Tokenizers warn and may deadlock when their thread pool meets a forked process.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        from evomerge.engine.live_model import LiveModel
-
         began = time.monotonic()
         # Before the files are opened: what is hashed must be what is merged.
         self._keys = _model_keys(plan)
@@ -54,13 +55,14 @@ class Worker:
         self._plan, self._index = plan, index
         self._batch_size = plan.batch_size
         with isolated_evaluation(index, plan.threads):
-            self._live = LiveModel(
-                plan.base, plan.experts, plan.dtype, plan.device, plan.threads, plan.state_memory_bytes,
-                any_depth=plan.lanes > 0, prefix_cache_bytes=plan.prefix_cache_bytes,
-            )  # fmt: skip
-            self._evaluator = self._build_evaluator(plan.fitness)
-            if self._keys is not None:
-                self._keys.begin(self._live.model, plan.lanes > 0)
+            self._live, self._engine = _build_model(plan)
+            try:
+                self._evaluator = self._build_evaluator(plan.fitness)
+                if self._keys is not None:
+                    self._keys.begin(self._live.model, plan.lanes > 0)
+            except BaseException:
+                self.close()
+                raise
         self._weights_are_sound = True
         self._start_seconds = time.monotonic() - began
 
@@ -82,16 +84,21 @@ class Worker:
 
     def report(self) -> WorkerReport:
         """Device, dtype, sizes and the memory plan, as built."""
-        parameters = list(self._live.model.parameters())
+        live = self._live
         return WorkerReport(
             worker=self._index,
-            device=str(parameters[0].device),
-            dtype=str(parameters[0].dtype).removeprefix("torch."),
-            model_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+            device=str(next(live.model.parameters()).device if self._engine is None else live.device),
+            dtype=str(live.dtype).removeprefix("torch."),
+            model_bytes=live.model_bytes,
             memory_plan=self._live.memory_plan,
             start_seconds=self._start_seconds,
             notes=self._evaluator.notes,
         )
+
+    def close(self) -> None:
+        """End what runs beside this process."""
+        if self._engine is not None:
+            self._engine.close()
 
     def _try(self, job: Job) -> Evaluation:
         began = time.perf_counter()
@@ -111,6 +118,8 @@ class Worker:
             if self._keys is not None and known is not None and evaluation.failure is None and self._keys.are_current():
                 known.commit()
             return evaluation
+        except WorkerBroken:
+            raise
         # A fitness function that calls sys.exit must not end the worker.
         except (Exception, SystemExit) as error:
             failure = failure_from(error)
@@ -119,7 +128,7 @@ class Worker:
             return Evaluation(seconds=Seconds(merge=merge_seconds, forward=spent), failure=failure)
 
     def _evaluate(self, job: Job, known: KnownAnswers | None) -> Evaluation:
-        evaluation = self._evaluator.evaluate(job.split, job.seed, job.race, known)
+        evaluation = self._evaluator.evaluate(job.split, job.seed, job.race, job.documents, known)
         if evaluation.ok and job.split == "held_out" and self._plan.report:
             evaluation = self._with_reported(evaluation, job, known)
         return evaluation
@@ -147,6 +156,7 @@ class Worker:
             import_paths=self._plan.import_paths,
             # What is only reported has no search documents to race on.
             rungs=self._plan.rungs if configs is self._plan.fitness else None,
+            engine=self._engine,
         )
         evaluator = build_evaluator(configs, self._plan.documents, settings)
         with self._live.out_of_route():
@@ -163,7 +173,7 @@ class Worker:
         """Adds tables and metrics of what is only reported; the fitness stays as it is."""
         if known is not None and known.only and not known.may_prepare and "_reporter" not in self.__dict__:
             raise NotKnown
-        reported = self._reporter.evaluate(job.split, job.seed, None, known)
+        reported = self._reporter.evaluate(job.split, job.seed, None, None, known)
         if reported.failure is not None:
             LOG.warning("%s: not reported: %s", job.key, reported.failure.message)
             return evaluation
@@ -195,6 +205,25 @@ class Worker:
         return True
 
 
+def _build_model(plan: WorkerPlan) -> tuple[LiveModel | VllmModel, VllmModel | None]:
+    """The model that candidates are written into, and the engine that generates where it is not in this process."""
+    if plan.vllm is None:
+        from evomerge.engine.live_model import LiveModel
+
+        live = LiveModel(
+            plan.base, plan.experts, plan.dtype, plan.device, plan.threads, plan.state_memory_bytes,
+            any_depth=plan.lanes > 0, prefix_cache_bytes=plan.prefix_cache_bytes,
+        )  # fmt: skip
+        return live, None
+    from evomerge.runtime.vllm_model import VllmModel, VllmModels
+
+    models = VllmModels(
+        plan.base, plan.experts, plan.dtype, plan.device, plan.threads, plan.state_memory_bytes, plan.import_paths
+    )
+    engine = VllmModel(plan.vllm, models)
+    return engine, engine
+
+
 def _model_keys(plan: WorkerPlan) -> ModelKeys | None:
     """What tells merged models apart, None without a cache."""
     if plan.score_cache is None:
@@ -210,7 +239,7 @@ def only_finite(evaluation: Evaluation) -> Evaluation:
 
     Other metrics that are none are left out, with a warning: a perplexity may overflow where the accuracy is sound.
     """
-    if evaluation.stop is not None:
+    if evaluation.stop is not None or evaluation.part is not None:
         return evaluation
     if evaluation.ok and not (evaluation.fitness and all(math.isfinite(value) for value in evaluation.fitness)):
         failure = Failure(FailureKind.NON_FINITE, f"fitness {evaluation.fitness} is not finite")
@@ -230,7 +259,5 @@ def failure_from(error: BaseException) -> Failure:
         return Failure(FailureKind.NON_FINITE, text)
     if isinstance(error, UserError):
         return Failure(FailureKind.EXCEPTION, text)
-    from evomerge.evaluation.failures import is_out_of_memory
-
     kind = FailureKind.OUT_OF_MEMORY if is_out_of_memory(error) else FailureKind.EXCEPTION
     return Failure(kind, f"{type(error).__name__}: {text}" if text else type(error).__name__)
