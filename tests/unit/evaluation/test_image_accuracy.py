@@ -138,7 +138,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     text = {**VISION, "vocab_size": 64, "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 2,
             "pad_token_id": 0}  # fmt: skip
-    config = CLIPConfig(text_config=text, vision_config=VISION, projection_dim=8)
+    vision = {**VISION, "projection_dim": 8}  # which a tower loaded alone reads
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
     return saved(CLIPModel(config), tmp_path_factory.mktemp("clip"))
 
 
