@@ -23,6 +23,7 @@ from evomerge.engine.block_places import BlockPlaces
 from evomerge.engine.merge_plan import MergePlan, Values
 from evomerge.engine.model_tensors import OpenModels
 from evomerge.engine.present_models import PresentModels
+from evomerge.engine.stretch_merge import write_pieces
 from evomerge.engine.surveys import Surveys, surveys_of
 from evomerge.engine.tensor_threads import TensorThreads
 from evomerge.errors import MergeFailed, UserError
@@ -174,6 +175,11 @@ class TensorMerger:
             out.copy_(self.models.tensor(pending.node, pending.place.name))
             return
         plan, state = self._plans[id(pending.node)], pending.state
+        if pieces := plan.cut(pending.place):
+            _, experts = self.inputs(plan, pending.place)
+            context = plan.context(pending.place, (), reused=False)
+            write_pieces(plan.method, experts, plan.values(pending.place)[0], context, pieces, out)
+            return
         if state is None:
             state = self._state(plan, plan.values(pending.place)[0], pending.place, reused=False)
         assert pending.values is not None
@@ -201,7 +207,7 @@ class TensorMerger:
             self._add_plans(child)
         if not isinstance(node, Merge):
             return
-        plan = MergePlan(node, self._places.depth(node))
+        plan = MergePlan(node, self._places.depth(node), self.models.architecture)
         inputs = (node.method, node.base, node.experts, node.seed)
         # A merge inside that no candidate had before may be one that no candidate has again.
         plan.is_kept = inputs in self._key_numbers or all(isinstance(child, Source) for child in plan.inputs)
