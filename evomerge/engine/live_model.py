@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from evomerge.engine.adapted_models import check_live, cut_to_depth
-from evomerge.engine.architecture import Architecture, load_config, model_factories
+from evomerge.engine.architecture import Architecture, claims_tied, load_config, model_factories
 from evomerge.engine.block_places import BlockPlaces
 from evomerge.engine.depth_groups import DepthGroups
 from evomerge.engine.live_routes import LiveRoutes
@@ -22,6 +23,7 @@ from evomerge.engine.sources import resolve_source
 from evomerge.engine.tensor_merge import DTYPES, OutputDtype, TensorMerger
 from evomerge.engine.tensor_threads import TensorThreads
 from evomerge.engine.tensor_writer import Scratch, TensorWriter
+from evomerge.engine.tokenizer_files import has_tokenizer
 from evomerge.errors import UserError
 from evomerge.recipes.recipe import Recipe, Route, Source
 from evomerge.terms import HopCounts
@@ -78,7 +80,7 @@ class LiveModel:
         self.model: Any = self._load()
         parameters: dict[str, Tensor] = dict(self.model.named_parameters())
         self.model_bytes = sum(p.numel() * p.element_size() for p in parameters.values())
-        self._state_cap = _default_state_bytes(self.device) if state_memory_bytes is None else state_memory_bytes
+        self._state_cap = default_state_bytes(self.device) if state_memory_bytes is None else state_memory_bytes
         num_threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._threads = TensorThreads(num_threads, self.architecture)
         self._mergers: dict[int, TensorMerger] = {}  # by id of the group of models
@@ -96,18 +98,13 @@ class LiveModel:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The reference model's tokenizer.
+        """The reference model's tokenizer, None where no tokenizer lies beside it (image classifiers).
 
         Raises:
-            UserError: the reference has none.
+            UserError: it cannot be read.
         """
-        from transformers import AutoTokenizer
-
         directory = resolve_source(self.reference)
-        try:
-            return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{directory}: no tokenizer that transformers can load ({_first_line(error)})") from error
+        return load_tokenizer(directory) if has_tokenizer(directory) else None
 
     @property
     def prepared_bytes(self) -> int:
@@ -218,10 +215,10 @@ class LiveModel:
         config = load_config(directory)
         if self.models.architecture.build is None:
             raise UserError(f"{directory}: transformers cannot build the model, so it can be merged to disk only")
-        text = config.get_text_config()
-        self._loaded_as_tied = bool(text.tie_word_embeddings) == self.models.architecture.is_tied
+        self._loaded_as_tied = claims_tied(config) == self.architecture.is_tied
         if not self._loaded_as_tied:
-            text.tie_word_embeddings = config.tie_word_embeddings = self.models.architecture.is_tied
+            text = config.get_text_config()
+            text.tie_word_embeddings = config.tie_word_embeddings = self.architecture.is_tied
         try:
             with _no_progress_bar():
                 model: Any = model_factories(config)[0].from_pretrained(
@@ -231,6 +228,20 @@ class LiveModel:
             raise UserError(f"{directory}: transformers cannot load the model ({_first_line(error)})") from error
         module: nn.Module = model.to(self.device).eval().requires_grad_(False)
         return module
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer in a model's directory.
+
+    Raises:
+        UserError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{directory}: no tokenizer that transformers can load ({_first_line(error)})") from error
 
 
 def choose_device(device: str) -> torch.device:
@@ -286,7 +297,8 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _default_state_bytes(device: torch.device) -> int:
+def default_state_bytes(device: torch.device) -> int:
+    """Cap on prepared merge state where none is given: half of what is free on the device now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) // 2
     import psutil

@@ -30,6 +30,11 @@ WEIGHT_FILES = (
 )  # fmt: skip
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a tokenizer lies in a model directory."""
+    return any((directory / name).is_file() for name in TOKENIZER_FILES)
+
+
 def copy_other_files(source: Path, directory: Path) -> None:
     """Copy all that lies beside the weights of a model of no known class, but hidden files."""
     for path in sorted(source.rglob("*")) if source.is_dir() else ():
@@ -76,7 +81,7 @@ def find_template(setting: str | None, reference: Path, sources: Sequence[Path])
     """
     if setting is None:
         return None
-    if not any((reference / name).is_file() for name in TOKENIZER_FILES):
+    if not has_tokenizer(reference):
         raise UserError(f"{reference}: no tokenizer that a chat template could be written into")
     if setting == AUTO:
         found = [text.strip() for path in sources if (text := read_template(path))]

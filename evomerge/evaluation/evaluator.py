@@ -10,18 +10,30 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from evomerge.errors import UserError
+from evomerge.errors import InvalidInput, Problem, UserError
 from evomerge.evaluation.cost_fitness import CostFitness, CostMeter
 from evomerge.evaluation.documents import DocumentPlan, FitnessPlan
-from evomerge.evaluation.failures import ScoringFailed, failure_of
+from evomerge.evaluation.failures import ScoringFailed, WorkerBroken, failure_of
 from evomerge.evaluation.fitness_yaml import FitnessConfig
 from evomerge.evaluation.racing import Race
 from evomerge.evaluation.rung_run import RungsRun, run_rungs
 from evomerge.evaluation.rungs import RungSettings, lay_rungs
 from evomerge.evaluation.task_scores import ObjectiveScore
-from evomerge.terms import Array, Evaluation, FailureKind, Objective, Seconds, SplitName
+from evomerge.evaluation.text_engine import EngineClock, TextEngine
+from evomerge.terms import (
+    Array,
+    DocumentChoice,
+    DocumentScores,
+    Evaluation,
+    FailureKind,
+    Objective,
+    Part,
+    Seconds,
+    SplitName,
+)
 
 if TYPE_CHECKING:
+    from evomerge.evaluation.forward_clock import ForwardClock
     from evomerge.evaluation.python_fitness import PythonFitness
 
 logger = logging.getLogger(__name__)
@@ -67,13 +79,17 @@ class Evaluator(Protocol):
         """Lay the requests out anew, for example after running out of memory."""
         ...
 
-    def evaluate(self, split: SplitName, seed: int = 0, race: Race | None = None) -> Evaluation:
+    def evaluate(
+        self, split: SplitName, seed: int = 0, race: Race | None = None, documents: DocumentChoice | None = None
+    ) -> Evaluation:
         """Score the model's present weights on a split.
 
         Args:
             split: whose documents.
             seed: for whatever draws random numbers.
             race: what the model has to keep up with on the search documents of a racing run; None = score all.
+            documents: which search documents to score of each objective; the evaluation is then only a `Part`, without
+                a fitness. None = all.
 
         Raises:
             UserError: a fitness has no documents for this split.
@@ -92,6 +108,7 @@ class EvaluatorSettings:
         pass_tokens: most tokens of one forward pass, None = what suits the device.
         import_paths: folders put on ``sys.path`` for ``python:`` fitness functions.
         rungs: how the search documents are cut, None = not at all.
+        engine: generates all texts in place of the bound model, which then needs no weights; None = the model does.
     """
 
     batch_size: int | None = None
@@ -100,6 +117,7 @@ class EvaluatorSettings:
     pass_tokens: int | None = None
     import_paths: tuple[str, ...] = ()
     rungs: RungSettings | None = None
+    engine: TextEngine | None = None
 
 
 def build_evaluator(
@@ -182,21 +200,38 @@ class FitnessEvaluator:
             self._rebuild()
 
     def _rebuild(self) -> None:
-        if any(isinstance(part, _LmEvalPart) for part in self._parts):
-            from evomerge.evaluation.lm_eval_scorer import PreparedScorer
-
-            settings = self._settings
-            # Other sizes change nothing about which engines suit; the weights may be a broken candidate's by now.
-            chooser = self._scorer.chooser if self._scorer is not None else None
-            self._scorer = PreparedScorer(
-                self._model, self._tokenizer, self._batch_size, settings.exact, settings.pass_tokens, chooser
-            )
+        tasks = [config.name for config, part in zip(self._configs, self._parts) if isinstance(part, _LmEvalPart)]
+        if tasks:
+            self._scorer = self._build_scorer(tasks)
         for part in self._parts:
             if isinstance(part, _LmEvalPart):
                 part.use(self._scorer, self._batch_size, self._settings.exact_splits)
+            elif not isinstance(part, CostFitness):
+                part.use(self._batch_size)
             part.bind(self._model, self._tokenizer)
 
-    def evaluate(self, split: SplitName, seed: int = 0, race: Race | None = None) -> Evaluation:
+    def _build_scorer(self, tasks: Sequence[str]) -> Any:
+        from evomerge.evaluation.lm_eval_engine import EngineScorer
+        from evomerge.evaluation.lm_eval_scorer import PreparedScorer
+
+        settings = self._settings
+        if settings.engine is not None:
+            return EngineScorer(self._model, self._tokenizer, settings.engine)
+        _check_reads_text(self._model, self._tokenizer, tasks)
+        # Other sizes change nothing about which engines suit; the weights may be a broken candidate's by now.
+        chooser = self._scorer.chooser if self._scorer is not None else None
+        return PreparedScorer(
+            self._model, self._tokenizer, self._batch_size, settings.exact, settings.pass_tokens, chooser
+        )
+
+    def _clock(self) -> ForwardClock | EngineClock:
+        from evomerge.evaluation.forward_clock import ForwardClock
+
+        return ForwardClock(self._model) if self._settings.engine is None else EngineClock(self._settings.engine)
+
+    def evaluate(
+        self, split: SplitName, seed: int = 0, race: Race | None = None, documents: DocumentChoice | None = None
+    ) -> Evaluation:
         """See `Evaluator.evaluate`."""
         assert self._model is not None, "bind() comes before evaluate()"
         if split not in self.splits:
@@ -204,18 +239,19 @@ class FitnessEvaluator:
             raise UserError(f"fitness {lacking[0]!r} has no {split} documents")
         import torch
 
-        from evomerge.evaluation.forward_clock import ForwardClock
-
         started = time.perf_counter()
         scoring = _Scoring(tuple(zip(self._configs, self._parts, strict=True)), split, seed)
-        with torch.no_grad(), ForwardClock(self._model) as clock:
+        with torch.no_grad(), self._clock() as clock:
             try:
+                if documents is not None:
+                    part = scoring.chosen(documents, self.objectives)
+                    return replace(part, seconds=_seconds(started, clock.seconds))
                 if split == "search" and self._layout is not None:
                     ran = run_rungs(scoring.rung, self._layout, self.objectives, race)
                     scores = scoring.finished(ran)
                 else:
                     ran, scores = RungsRun(), scoring.everything()
-            except UserError:
+            except (UserError, WorkerBroken):
                 raise
             except Exception as error:  # whatever a merge or a task did is this candidate's failure
                 logger.debug("fitness %s failed", scoring.name, exc_info=True)
@@ -268,6 +304,28 @@ class _Scoring:
             columns += [np.array([score.value]) for score in self.whole[config.name]]
         return columns
 
+    def chosen(self, documents: DocumentChoice, objectives: Sequence[Objective]) -> Evaluation:
+        """Some documents of the objectives that are scored by documents, everything of the others."""
+        tables: list[DocumentScores] = []
+        metrics: dict[str, float] = {}
+        whole: list[float | None] = []
+        for config, part in self.parts:
+            places = documents[len(whole)]
+            if places is None:
+                scores = self._whole(config, part)
+                named = zip(objectives[len(whole) :], scores)
+                whole += [objective.natural(score.value) + 0.0 for objective, score in named]
+                tables += [score.table for score in scores if score.table is not None]
+                metrics |= {name: value for score in scores for name, value in score.metrics.items()}
+                continue
+            whole += [None] * len(part.objectives)
+            if places and isinstance(part, _LmEvalPart):
+                self.name = config.name
+                table, means = part.score_chosen(places, self.seed)
+                tables.append(table)
+                metrics |= means
+        return Evaluation((), tuple(tables), metrics, part=Part(documents, tuple(whole)))
+
     def finished(self, ran: RungsRun) -> list[ObjectiveScore]:
         """The scores over all rungs that were scored."""
         scores: list[ObjectiveScore] = []
@@ -308,6 +366,11 @@ class _LmEvalPart:
         """The objective's score."""
         return [self._bank.score(role, seed)]
 
+    def score_chosen(self, places: tuple[int, ...], seed: int) -> tuple[DocumentScores, dict[str, float]]:
+        """Table and metrics of some search documents."""
+        found: tuple[DocumentScores, dict[str, float]] = self._bank.score_chosen(places, seed)
+        return found
+
     @property
     def is_raced(self) -> bool:
         """Whether its search documents are scored rung by rung."""
@@ -322,6 +385,23 @@ class _LmEvalPart:
         """The objective's score over the rungs scored; None = over all documents."""
         score: ObjectiveScore = self._bank.score_so_far(rung)
         return score
+
+
+def _check_reads_text(model: Any, tokenizer: Any, tasks: Sequence[str]) -> None:
+    """Refuse lm-eval tasks for what is no language model.
+
+    Raises:
+        InvalidInput: the model has no tokenizer, or nothing that predicts tokens.
+    """
+    lacks = [] if tokenizer is not None else ["has no tokenizer beside it"]
+    if model.get_output_embeddings() is None and not model.can_generate():
+        lacks.append("does not predict tokens")
+    if lacks:
+        message = (
+            f"an lm-eval task needs a language model with its tokenizer; this {type(model).__name__} "
+            f"{' and '.join(lacks)}. Score it with a `python:` fitness (docs/fitness.md)"
+        )
+        raise InvalidInput([Problem(f"fitness {name}", message) for name in tasks])
 
 
 def _finite(scores: list[ObjectiveScore]) -> list[ObjectiveScore]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from evomerge.errors import InvalidInput, Problem, did_you_mean
+from evomerge.evaluation.python_objectives import ObjectiveList
 from evomerge.presets import preset_dir
 from evomerge.terms import SPLITS, SplitName
 from evomerge.yaml_files import pydantic_problems, read_yaml_mapping
@@ -83,7 +84,9 @@ class FitnessConfig(_Frozen):
         context: positions that attention looks at, of ``flops_per_token``; None = 512.
         tokens: length of the prompt, of ``latency``; None = 128.
         repeats: measured forwards, of ``latency``; None = 5.
-        objectives: names the function returns, when it returns more than one.
+        arguments: keyword arguments of the function.
+        objectives: names the function returns, when it returns more than one: a list, or a mapping from name to
+            direction (or direction, weight and reference).
         metric: ``metric`` or ``metric,filter`` as lm-eval reports it; default: the task's only one.
         documents: documents of search, validation and held-out. For a group, per member.
         fewshot: examples in the prompt; None = the task's own number.
@@ -113,7 +116,8 @@ class FitnessConfig(_Frozen):
     context: int | None = Field(default=None, ge=1)
     tokens: int | None = Field(default=None, ge=1)
     repeats: int | None = Field(default=None, ge=1)
-    objectives: tuple[str, ...] = ()
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    objectives: ObjectiveList = ()
     metric: str | None = None
     documents: DocumentRoles | None = None
     fewshot: int | None = Field(default=None, ge=0)
@@ -167,7 +171,10 @@ class FitnessConfig(_Frozen):
                 "is needed"
             )
         if self.reference is not None and self.objectives:
-            raise ValueError("`reference` belongs to a fitness of one objective")
+            raise ValueError(
+                "`reference` belongs to a fitness of one objective; with several write "
+                "`objectives: {name: {direction: minimize, reference: 64}}`"
+            )
         for name, cost in _COST_OPTIONS.items():
             if getattr(self, name) is not None and self.cost != cost:
                 raise ValueError(f"`{name}` belongs to `cost: {cost}`")
@@ -189,6 +196,8 @@ class FitnessConfig(_Frozen):
             raise ValueError(f"`{given[0]}` does not go with `cost`: costs have no documents and are always lowered")
 
     def _check_python(self) -> None:
+        if isinstance(self.objectives, dict) and self.higher_is_better is not None:
+            raise ValueError("`objectives` names a direction for each; drop `higher_is_better`")
         task_only = ("metric", "fewshot", "fewshot_split", "gen_kwargs", "system_prompt", "exact", "include_path")
         given = [name for name in task_only if getattr(self, name)]
         if given:
@@ -200,6 +209,8 @@ class FitnessConfig(_Frozen):
     def _check_task(self) -> None:
         if self.objectives:
             raise ValueError("`objectives` belongs to a `python` fitness; a task has one `metric`")
+        if self.arguments:
+            raise ValueError("`arguments` belongs to a `python` fitness")
         if self.documents is None:
             raise ValueError("`documents` is missing, for example {search: {split: train, limit: 200}}")
         for role, selection in self.documents.items():

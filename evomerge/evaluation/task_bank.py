@@ -30,6 +30,7 @@ from evomerge.evaluation.task_scores import ObjectiveScore
 from evomerge.terms import Array, DocumentScores, FailureKind, SplitName
 
 _Key = tuple[str, str]  # (metric, filter)
+MAX_CHOICES = 4  # choices of documents whose requests are kept
 
 
 @dataclass
@@ -91,6 +92,7 @@ class TaskBank:
         self._rungs = tuple(tuple(rung) for rung in rungs)
         self._leaves = {leaf.name: leaf for leaf in load_tree(TaskTree.from_json(plan.tree)).leaves}
         self._roles: dict[SplitName, _Role] = {}
+        self._choices: dict[tuple[int, ...], list[PreparedRequests]] = {}
 
     def build(self, role: SplitName) -> None:
         """Make the requests of a role; a second call does nothing.
@@ -147,8 +149,41 @@ class TaskBank:
         """
         self.build(role)
         for part in range(len(self._roles[role].prepared)):
-            self._answer(role, part, seed)
+            self._answer(self._roles[role].prepared[part], seed)
         return self._scored(self._roles[role].members)
+
+    def score_chosen(self, places: tuple[int, ...], seed: int) -> tuple[DocumentScores, dict[str, float]]:
+        """Score some of the search documents.
+
+        Args:
+            places: their positions, ascending.
+            seed: see `score`.
+
+        Returns:
+            Their table, ids as in the whole one; and the means that `score` calls metrics, over these documents.
+
+        Raises:
+            ScoringFailed: see `score`; also where the metric has no number for a document.
+        """
+        self.build("search")
+        self._answer(self._prepared(places), seed)
+        part = [member for kept, member in self._part(places) if kept]
+        with lm_eval_conditions():
+            scores = [_score_member(member) for member in part]
+            metrics, shares = self._means(part, scores), np.ones(len(part))
+        table = self._table(part, scores, (self._plan.metric, self._plan.filter), shares)
+        if table is None or len(table.document_ids) != len(places):
+            message = f"{self._plan.metric},{self._plan.filter} has no number for each document"
+            raise ScoringFailed(FailureKind.NON_FINITE, message)
+        return table, metrics
+
+    def _prepared(self, places: tuple[int, ...]) -> list[PreparedRequests]:
+        if places not in self._choices:
+            if len(self._choices) == MAX_CHOICES:
+                self._choices.pop(next(iter(self._choices)))
+            part = self._parts(self._roles["search"].members, [places])[0]
+            self._choices[places] = self._scorer.prepare(part, self._batch_size, self._config.exact)
+        return self._choices[places]
 
     def score_rung(self, rung: int, seed: int) -> Array:
         """Score the next rung of the search documents; every rung before was scored with the same weights.
@@ -164,7 +199,7 @@ class TaskBank:
             ScoringFailed: see `score`.
         """
         self.build("search")
-        self._answer("search", rung, seed)
+        self._answer(self._roles["search"].prepared[rung], seed)
         places = self._rungs[rung]
         column = np.full(sum(len(member.ids) for member in self._roles["search"].members), np.nan)
         with lm_eval_conditions():
@@ -202,28 +237,20 @@ class TaskBank:
         with lm_eval_conditions():
             return self._combine(members, [_score_member(member) for member in members])
 
-    def _answer(self, role: SplitName, part: int, seed: int) -> None:
+    def _answer(self, part: list[PreparedRequests], seed: int) -> None:
         """Ask the live model the requests of one part."""
-        for prepared in self._roles[role].prepared[part]:
+        for prepared in part:
             for request in prepared.requests:
                 request.resps, request.filtered_resps = [], {}
-        for prepared in self._roles[role].prepared[part]:
+        for prepared in part:
             for request, answer in zip(prepared.requests, self._scorer.score(prepared, seed), strict=True):
                 _refuse_non_finite(answer)
                 request.resps.append(answer)
 
     def _combine(self, members: Sequence[_Member], scores: Sequence[_MemberScore]) -> ObjectiveScore:
         key = (self._plan.metric, self._plan.filter)
-        values, metrics = [], {}
-        for member, score in zip(members, scores, strict=True):
-            if key not in score.values:
-                known = ", ".join(",".join(pair) for pair in score.values)
-                message = f"task {member.name!r} gave no {','.join(key)} for this model (only {known})"
-                raise ScoringFailed(FailureKind.EXCEPTION, message)
-            for pair, items in score.values.items():
-                if pair == key or (is_mean(member.opened.task, pair[0]) and _scalars(items) is not None):
-                    metrics[f"{member.name}/{','.join(pair)}"] = _aggregate(member, pair[0], items)
-            values.append(metrics[f"{member.name}/{','.join(key)}"])
+        metrics = self._means(members, scores)
+        values = [metrics[f"{member.name}/{','.join(key)}"] for member in members]
         sizes = [max(len(items) for items in score.values.values()) for score in scores]
         shares = np.array(sizes if self._plan.weight_by_size else [1.0] * len(sizes), dtype=np.float64)
         shares /= shares.sum()
@@ -232,6 +259,19 @@ class TaskBank:
             raise ScoringFailed(FailureKind.NON_FINITE, f"{','.join(key)} is {value}")
         return ObjectiveScore(self._config.name, value, self._table(members, scores, key, shares), metrics)
 
+    def _means(self, members: Sequence[_Member], scores: Sequence[_MemberScore]) -> dict[str, float]:
+        """The metric of each task, and its other metrics that are means."""
+        key, metrics = (self._plan.metric, self._plan.filter), {}
+        for member, score in zip(members, scores, strict=True):
+            if key not in score.values:
+                known = ", ".join(",".join(pair) for pair in score.values)
+                message = f"task {member.name!r} gave no {','.join(key)} for this model (only {known})"
+                raise ScoringFailed(FailureKind.EXCEPTION, message)
+            for pair, items in score.values.items():
+                if pair == key or (is_mean(member.opened.task, pair[0]) and _scalars(items) is not None):
+                    metrics[f"{member.name}/{','.join(pair)}"] = _aggregate(member, pair[0], items)
+        return metrics
+
     def _table(
         self, members: Sequence[_Member], scores: Sequence[_MemberScore], key: _Key, shares: Array
     ) -> DocumentScores | None:
@@ -239,7 +279,7 @@ class TaskBank:
         columns = [_scalars(score.values[key]) for score in scores]
         if any(column is None for column in columns):
             return None
-        grouped = len(members) > 1
+        grouped = len(self._plan.members) > 1
         ids = tuple(
             f"{member.name}/{member.ids[place]}" if grouped else member.ids[place]
             for member, score in zip(members, scores, strict=True)

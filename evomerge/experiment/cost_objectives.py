@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from evomerge.engine.model_cost import source_cost
 from evomerge.errors import Problem
 from evomerge.evaluation.cost_fitness import DEFAULT_CONTEXT
-from evomerge.evaluation.fitness_yaml import FitnessConfig, objective_names
+from evomerge.evaluation.fitness_yaml import FitnessConfig
+from evomerge.evaluation.python_objectives import said_of
 from evomerge.experiment.config import ExperimentConfig
 from evomerge.recipes.recipe import Source
 from evomerge.search.catalogue import SPECS
@@ -73,9 +74,10 @@ def reference_point_of(
     """
     values: list[float] = []
     for config in fitness:
-        for _ in objective_names(config):
+        for key in config.objectives or ("",):
             objective = objectives[len(values)]
-            natural = config.reference
+            said = said_of(config.objectives, key)
+            natural = config.reference if said is None else said.reference
             if natural is None:
                 natural = 0.0 if objective.higher_is_better else _worst_cost(config, models)
             if natural is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def evaluate(
     without = [config.name for config in configs if split not in config.roles]
     if without:
         raise InvalidInput([Problem(f"fitness {name}", f"has no {split} documents") for name in without])
-    imports = (str(Path.cwd()),)
+    imports = tuple(dict.fromkeys([str(Path.cwd()), *_folders(fitness)]))
     plan = plan_documents(configs, imports)
     objectives = build_evaluator(configs, plan, EvaluatorSettings(import_paths=imports)).objectives
     base, experts = _models(recipe)
@@ -87,6 +87,13 @@ def evaluate(
     tables = outcome.evaluation.document_scores
     intervals = {table.objective: interval for table in tables if (interval := score_interval([table])) is not None}
     return Scored(recipe, split, objectives, outcome.evaluation, intervals)
+
+
+def _folders(fitness: FitnessSpec | Sequence[FitnessSpec]) -> list[str]:
+    """Folders of fitness files, where the modules of ``python:`` fitnesses may lie."""
+    listed = [fitness] if isinstance(fitness, str | Path | Mapping) else fitness
+    files = [Path(spec).expanduser() for spec in listed if not isinstance(spec, Mapping)]
+    return [str(path.resolve().parent) for path in files if path.is_file()]
 
 
 def _recipe(model: str | Path) -> Recipe:

@@ -15,8 +15,10 @@ from evomerge.engine.sources import SourceStatus, describe_source
 from evomerge.errors import InvalidInput, Problem, UserError, did_you_mean
 from evomerge.evaluation.fitness_yaml import FitnessConfig, load_fitness, objective_names
 from evomerge.evaluation.python_fitness import add_import_paths
+from evomerge.experiment.backend_problems import backend_problems
 from evomerge.experiment.config import ExperimentConfig
 from evomerge.experiment.cost_objectives import cost_problems
+from evomerge.experiment.estimation_problems import estimation_problems
 from evomerge.experiment.model_facts import ModelFacts, find_model_facts
 from evomerge.experiment.objectives import ObjectiveRules, parse_rules
 from evomerge.experiment.overrides import apply_overrides
@@ -174,6 +176,8 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
     problems += _optimizer_problems(config, where, space, fitness)
     problems += cost_problems(config, where, fitness or ())
     problems += racing_problems(config, where, fitness or ())
+    problems += estimation_problems(config, where, fitness or ())
+    problems += backend_problems(config, where, [*(fitness or ()), *(report or ())], space, stages)
     if problems:
         raise InvalidInput(problems)
     assert fitness is not None
@@ -280,7 +284,7 @@ def _optimizer_problem(
         num_objectives=objectives if many else 1,
         seed=derive_seed(config.seed, "optimizer"),
         evaluations=config.budget.evaluations,
-        noisy=any(_is_sample(item) for item in fitness),
+        noisy=config.estimation is not None or any(_is_sample(item) for item in fitness),
         workers=config.runtime.workers if isinstance(config.runtime.workers, int) else DEFAULT_BATCH,
         num_constraints=len(config.constraints),
         warm_start=config.optimizer.warm_start is not None,

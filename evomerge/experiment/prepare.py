@@ -15,6 +15,7 @@ from evomerge.errors import ResumeRefused
 from evomerge.evaluation.documents import DocumentPlan
 from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 from evomerge.evaluation.fitness_yaml import objective_names
+from evomerge.experiment.backend_problems import backend_versions, changed_backend, vllm_settings
 from evomerge.experiment.config import RuntimeConfig
 from evomerge.experiment.cost_objectives import reference_point_of
 from evomerge.experiment.load import CHANGEABLE, Experiment
@@ -102,7 +103,7 @@ def runtime_settings(config: RuntimeConfig) -> RuntimeSettings:
         threads=config.threads, dtype=config.dtype, device=config.device, batch_size=config.batch_size,
         deadline_seconds=config.deadline, max_attempts=config.max_attempts, address=config.address,
         state_memory_bytes=config.state_memory, prefix_cache_bytes=config.prefix_cache,
-        scorer=config.scorer, pass_tokens=config.pass_tokens,
+        scorer=config.scorer, pass_tokens=config.pass_tokens, vllm=vllm_settings(config),
     )  # fmt: skip
 
 
@@ -162,7 +163,10 @@ def describe_run(loaded: Experiment, plan: DocumentPlan) -> Manifest:
     named = (space["parameters"] if space["kind"] == "joint" else space).get("method", [])
     own = [name for name in ([named] if isinstance(named, str) else named) if ":" in name]
     methods = {name: source_fingerprint(name) for name in own}
-    return build_manifest(loaded.resolved, loaded.fingerprint, models, plan.to_json(), methods=methods)
+    versions = backend_versions(loaded.config.runtime)
+    return build_manifest(
+        loaded.resolved, loaded.fingerprint, models, plan.to_json(), methods=methods, engine_versions=versions
+    )
 
 
 def check_unchanged(loaded: Experiment, plan: DocumentPlan, folder: RunDir) -> tuple[str, ...]:
@@ -182,7 +186,8 @@ def check_unchanged(loaded: Experiment, plan: DocumentPlan, folder: RunDir) -> t
     old, new = load_manifest(folder.manifest_path), describe_run(loaded, plan)
     changes = compare_manifests(replace(old, documents={}), replace(new, documents={}), CHANGEABLE)
     # Documents are compared by what they say, not by where their files lie.
-    refuse = [*changes.refuse, *DocumentPlan.from_json(old.documents).differences(plan)]
+    backend = changed_backend(old.experiment, loaded.config.runtime)
+    refuse = [*backend, *changes.refuse, *DocumentPlan.from_json(old.documents).differences(plan)]
     if refuse:
         lines = "\n".join(f"  {line}" for line in refuse)
         raise ResumeRefused(f"{folder.path}: this is not the run that was started:\n{lines}\nStart a new run instead.")

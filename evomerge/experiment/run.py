@@ -16,8 +16,12 @@ from typing import Any
 import evomerge
 from evomerge.evaluation.documents import DocumentPlan, plan_documents
 from evomerge.experiment.about_run import about_run
+from evomerge.experiment.backend_check import check_backend
+from evomerge.experiment.build_estimation import build_estimation
 from evomerge.experiment.calibrate import calibrated_problem, settle_calibration
-from evomerge.experiment.finish import Finish, Interrupted, baseline_jobs
+from evomerge.experiment.estimation import EstimatingExecutor
+from evomerge.experiment.estimation_problems import check_estimation
+from evomerge.experiment.finish import Finish, Interrupted, baseline_jobs, score_jobs
 from evomerge.experiment.live_report import LiveReport
 from evomerge.experiment.load import Experiment, load_experiment
 from evomerge.experiment.objectives import build_judge
@@ -90,6 +94,8 @@ def begin_run(loaded: Experiment, path: Path, view: ProgressView, overwrite: boo
         early = start_ray(loaded, stack)
         plan = plan_documents([*loaded.fitness, *loaded.report], loaded.config.import_paths)
         check_racing(loaded.config, loaded.where, loaded.fitness, plan)
+        check_estimation(loaded.config, loaded.where, loaded.fitness, plan)
+        check_backend(loaded, plan)
         manifest = describe_run(loaded, plan)
         known = load_warm_start(loaded, plan)
         folder = RunDir.create(path, overwrite=overwrite)
@@ -136,6 +142,7 @@ def resume_run(loaded: Experiment, path: Path, view: ProgressView) -> RunResult:
         early = start_ray(loaded, stack)
         plan = plan_documents([*loaded.fitness, *loaded.report], loaded.config.import_paths)
         warnings = check_unchanged(loaded, plan, folder)
+        check_backend(loaded, plan)
         for line in warnings:
             view.note(f"changed since the start: {line}")
         events = folder.event_log().read()
@@ -217,11 +224,16 @@ def _search(
     recorder.judge_by(progress, judge.scalarise, judge.constrain, calibration.scales)
     racer = build_racer(loaded, opening.plan, recorder, judge.told, optimizer.population_size)
     baselines = baseline_jobs(loaded, dict(recorder.outcomes))
-    finish = Finish(loaded, recorder, executor, stop_requested, baselines, judge)
+    estimation = build_estimation(loaded, opening.plan, recorder, judge, state)
+    if estimation is not None:
+        executor = EstimatingExecutor(executor, estimation.settle)
+        score_jobs("baselines", baselines, recorder, executor, stop_requested)
+        estimation.check()
+    finish = Finish(loaded, recorder, executor, stop_requested, baselines, judge, estimation=estimation)
     loop = SearchLoop(
         optimizer, space, executor, recorder, progress=progress, scalarise=judge.told, constrain=judge.constrain,
         seed=config.seed, limits=Limits(config.budget.evaluations, config.budget.wall_time),
-        stop_requested=stop_requested, idle_jobs=baselines, racer=racer,
+        stop_requested=stop_requested, idle_jobs=baselines, racer=racer, estimator=estimation,
     )  # fmt: skip
     recorder.start_phase(SEARCH, config.budget.evaluations, executor, len(progress.outcomes))
     reason = loop.run(config.optimizer.mode)

@@ -35,7 +35,7 @@ from evomerge.terms import derive_seed
 from evomerge.yaml_files import parse_yaml_mapping, pydantic_problems, read_yaml_mapping
 
 # What a stage may say for itself.
-OWN_KEYS = ("optimizer", "budget", "fitness", "report", "finish", "scalarisation", "racing")
+OWN_KEYS = ("optimizer", "budget", "fitness", "report", "finish", "scalarisation", "racing", "estimation")
 
 # Stands for what a stage will find while that stage itself cannot be understood.
 UNKNOWN = Recipe(Source("?"))
@@ -54,6 +54,7 @@ class StageConfig(Strict):
     finish: Any = None
     scalarisation: Any = None
     racing: Any = None
+    estimation: Any = None
 
     @property
     def own(self) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from evomerge.engine.sources import describe_source
 from evomerge.errors import DataNotHere, InvalidInput, Problem
 from evomerge.evaluation.documents import DocumentPlan, plan_documents
 from evomerge.evaluation.fitness_yaml import load_fitness
+from evomerge.experiment.backend_check import check_backend
+from evomerge.experiment.estimation_problems import check_estimation
 from evomerge.experiment.load import Experiment, find_experiment
 from evomerge.experiment.racing_problems import check_racing
 from evomerge.experiment.stages import StagedExperiment, load_any
@@ -116,6 +118,8 @@ def _validate_experiment(loaded: Experiment, path: Path, documents: bool) -> Val
             lines += _document_lines(plan)
             lines += plan.notes
             lines += check_racing(loaded.config, loaded.where, loaded.fitness, plan)
+            lines += check_estimation(loaded.config, loaded.where, loaded.fitness, plan)
+            lines += check_backend(loaded, plan)
         except DataNotHere as error:
             downloads += [str(problem) for problem in error.problems]
     return Validation(path, "experiment", tuple(lines), tuple(downloads))
@@ -126,5 +130,6 @@ def _document_lines(plan: DocumentPlan) -> tuple[str, ...]:
     for fitness in plan.fitness:
         counts = {role: len(fitness.document_ids(role)) for role in SPLITS}
         shown = ", ".join(f"{count} {role.replace('_', '-')}" for role, count in counts.items() if count)
-        lines.append(f"fitness {fitness.name}: {fitness.metric},{fitness.filter} on {shown} documents")
+        metric = ",".join(filter(None, (fitness.metric, fitness.filter)))
+        lines.append(f"fitness {fitness.name}: {metric} on {shown} documents")
     return tuple(lines)

@@ -26,7 +26,8 @@ class Standing:
         total: evaluations of this phase, None when only time limits it.
         failed: how many of ``done`` failed.
         stopped: how many of ``done`` were stopped because they were behind.
-        spared: share of documents that stopping them spared.
+        estimated: how many of ``done`` were scored on some documents only, to estimate the others.
+        spared: share of documents that both spared.
         busy: workers at work.
         workers: workers in all.
         generation: number of the open generation.
@@ -42,6 +43,7 @@ class Standing:
     total: int | None = None
     failed: int = 0
     stopped: int = 0
+    estimated: int = 0
     spared: float = 0.0
     busy: int = 0
     workers: int = 0
@@ -63,6 +65,8 @@ class Standing:
             parts.append(f"failed {self.failed}")
         if self.stopped:
             parts.append(f"stopped {self.stopped} ({self.spared:.0%} of documents spared)")
+        if self.estimated:
+            parts.append(f"estimated {self.estimated} ({self.spared:.0%} of documents spared)")
         cost = self.mean_seconds
         if self.done:
             parts.append(
@@ -94,6 +98,9 @@ class Clock:
         failed, stop = self.standing.failed + (evaluation.failure is not None), evaluation.stop
         if stop is not None:
             self._spared += 1.0 - stop.scored / stop.total
+        estimate = None if evaluation.ok else evaluation.estimate
+        if estimate is not None:
+            self._spared += 1.0 - estimate.documents / estimate.total
         elapsed = time.monotonic() - self._started
         done = self.standing.done + 1
         left = None
@@ -104,6 +111,7 @@ class Clock:
             done=done,
             failed=failed,
             stopped=self.standing.stopped + (stop is not None),
+            estimated=self.standing.estimated + (estimate is not None),
             spared=self._spared / max(1, self._counted - failed),
             busy=busy,
             eta_seconds=left,
@@ -242,6 +250,8 @@ def _panel(standing: Standing) -> Table:
     )
     if standing.stopped:
         table.add_row("stopped", str(standing.stopped), "documents spared", f"{standing.spared:.0%}")
+    if standing.estimated:
+        table.add_row("estimated", str(standing.estimated), "documents spared", f"{standing.spared:.0%}")
     return table
 
 

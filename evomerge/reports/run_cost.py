@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evomerge.reports.run_history import run_clock
+from evomerge.store.estimation_events import Estimated
 from evomerge.store.events import Evaluated, Stopped
 from evomerge.store.run_state import RunState
 from evomerge.terms import Seconds
@@ -76,7 +77,7 @@ def read_cost(state: RunState) -> RunCost:
         if clock is not None and outcome.finished > 0:
             workers.add(outcome.worker)
             occupied += max(0.0, clock(outcome.finished) - clock(outcome.started))
-        if not isinstance(outcome, Evaluated | Stopped):
+        if not isinstance(outcome, Evaluated | Stopped | Estimated):
             continue
         if outcome.candidate is not None:
             candidates.append(EvaluationCost(outcome.candidate, finished, outcome.seconds))

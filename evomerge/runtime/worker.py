@@ -12,12 +12,15 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import MergeFailed, UserError
+from evomerge.evaluation.failures import WorkerBroken, is_out_of_memory
 from evomerge.runtime.executor import Job, WorkerPlan, WorkerReport
 from evomerge.runtime.isolation import isolated_evaluation
 from evomerge.terms import Evaluation, Failure, FailureKind, Seconds, SplitName
 
 if TYPE_CHECKING:
+    from evomerge.engine.live_model import LiveModel
     from evomerge.evaluation.evaluator import Evaluator
+    from evomerge.runtime.vllm_model import VllmModel
 
 LOG = logging.getLogger(__name__)
 
@@ -42,18 +45,17 @@ class Worker:
     def __init__(self, plan: WorkerPlan, index: int = 0) -> None:
         # Tokenizers warn and may deadlock when their thread pool meets a forked process.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        from evomerge.engine.live_model import LiveModel
-
         began = time.monotonic()
         sys.path.extend(path for path in plan.import_paths if path not in sys.path)
         self._plan, self._index = plan, index
         self._batch_size = plan.batch_size
         with isolated_evaluation(index, plan.threads):
-            self._live = LiveModel(
-                plan.base, plan.experts, plan.dtype, plan.device, plan.threads, plan.state_memory_bytes,
-                any_depth=plan.lanes > 0, prefix_cache_bytes=plan.prefix_cache_bytes,
-            )  # fmt: skip
-            self._evaluator = self._build_evaluator(plan.fitness)
+            self._live, self._engine = _build_model(plan)
+            try:
+                self._evaluator = self._build_evaluator(plan.fitness)
+            except BaseException:
+                self.close()
+                raise
         self._start_seconds = time.monotonic() - began
 
     def run(self, job: Job) -> Evaluation:
@@ -74,16 +76,21 @@ class Worker:
 
     def report(self) -> WorkerReport:
         """Device, dtype, sizes and the memory plan, as built."""
-        parameters = list(self._live.model.parameters())
+        live = self._live
         return WorkerReport(
             worker=self._index,
-            device=str(parameters[0].device),
-            dtype=str(parameters[0].dtype).removeprefix("torch."),
-            model_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+            device=str(next(live.model.parameters()).device if self._engine is None else live.device),
+            dtype=str(live.dtype).removeprefix("torch."),
+            model_bytes=live.model_bytes,
             memory_plan=self._live.memory_plan,
             start_seconds=self._start_seconds,
             notes=self._evaluator.notes,
         )
+
+    def close(self) -> None:
+        """End what runs beside this process."""
+        if self._engine is not None:
+            self._engine.close()
 
     def _try(self, job: Job) -> Evaluation:
         began = time.perf_counter()
@@ -91,11 +98,13 @@ class Worker:
         try:
             with isolated_evaluation(job.seed, self._plan.threads):
                 merge_seconds = self._live.apply(job.recipe)
-                evaluation = self._evaluator.evaluate(job.split, job.seed, job.race)
+                evaluation = self._evaluator.evaluate(job.split, job.seed, job.race, job.documents)
                 if evaluation.ok and job.split == "held_out" and self._plan.report:
                     evaluation = self._with_reported(evaluation, job)
             seconds = replace(evaluation.seconds, merge=merge_seconds)
             return replace(only_finite(evaluation), seconds=seconds, hops=self._live.take_hop_counts())
+        except WorkerBroken:
+            raise
         # A fitness function that calls sys.exit must not end the worker.
         except (Exception, SystemExit) as error:
             failure = failure_from(error)
@@ -115,6 +124,7 @@ class Worker:
             import_paths=self._plan.import_paths,
             # What is only reported has no search documents to race on.
             rungs=self._plan.rungs if configs is self._plan.fitness else None,
+            engine=self._engine,
         )
         evaluator = build_evaluator(configs, self._plan.documents, settings)
         with self._live.out_of_route():
@@ -160,12 +170,31 @@ class Worker:
         return True
 
 
+def _build_model(plan: WorkerPlan) -> tuple[LiveModel | VllmModel, VllmModel | None]:
+    """The model that candidates are written into, and the engine that generates where it is not in this process."""
+    if plan.vllm is None:
+        from evomerge.engine.live_model import LiveModel
+
+        live = LiveModel(
+            plan.base, plan.experts, plan.dtype, plan.device, plan.threads, plan.state_memory_bytes,
+            any_depth=plan.lanes > 0, prefix_cache_bytes=plan.prefix_cache_bytes,
+        )  # fmt: skip
+        return live, None
+    from evomerge.runtime.vllm_model import VllmModel, VllmModels
+
+    models = VllmModels(
+        plan.base, plan.experts, plan.dtype, plan.device, plan.threads, plan.state_memory_bytes, plan.import_paths
+    )
+    engine = VllmModel(plan.vllm, models)
+    return engine, engine
+
+
 def only_finite(evaluation: Evaluation) -> Evaluation:
     """The evaluation, turned into a failure when a fitness value is not a finite number.
 
     Other metrics that are none are left out, with a warning: a perplexity may overflow where the accuracy is sound.
     """
-    if evaluation.stop is not None:
+    if evaluation.stop is not None or evaluation.part is not None:
         return evaluation
     if evaluation.ok and not (evaluation.fitness and all(math.isfinite(value) for value in evaluation.fitness)):
         failure = Failure(FailureKind.NON_FINITE, f"fitness {evaluation.fitness} is not finite")
@@ -185,7 +214,5 @@ def failure_from(error: BaseException) -> Failure:
         return Failure(FailureKind.NON_FINITE, text)
     if isinstance(error, UserError):
         return Failure(FailureKind.EXCEPTION, text)
-    from evomerge.evaluation.failures import is_out_of_memory
-
     kind = FailureKind.OUT_OF_MEMORY if is_out_of_memory(error) else FailureKind.EXCEPTION
     return Failure(kind, f"{type(error).__name__}: {text}" if text else type(error).__name__)

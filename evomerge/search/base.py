@@ -143,6 +143,8 @@ class OptimizerSpec:
             the last one that the optimizer learns from as a good one; 0 = the very best.
         uses_document_scores: whether results must carry ``Result.document_scores``.
         merges_seeds: whether it needs ``Problem.seeds``: genotypes are those of ``Lineage``, of any length, not genes.
+        takes_estimates: whether fitness may be estimated, in another way from one generation to the next: it ranks
+            candidates of a generation, at most with parents, and models no values.
     """
 
     name: str
@@ -166,6 +168,7 @@ class OptimizerSpec:
     race_place: float = 0.0
     uses_document_scores: bool = False
     merges_seeds: bool = False
+    takes_estimates: bool = False
 
 
 class Optimizer(ABC):

@@ -63,6 +63,7 @@ _ALL = (
         max_genes=500,
         paper="Hansen 2016, https://arxiv.org/abs/1604.00772; defaults of https://arxiv.org/abs/2403.13187",
         races_one=True,
+        takes_estimates=True,
     ),
     OptimizerSpec(
         name="sep_cma",
@@ -72,6 +73,7 @@ _ALL = (
         min_genes=2,
         paper="Ros and Hansen 2008, https://inria.hal.science/inria-00287367",
         races_one=True,
+        takes_estimates=True,
     ),
     OptimizerSpec(
         name="catcma",
@@ -82,6 +84,7 @@ _ALL = (
         max_genes=500,
         paper="Hamano et al. 2025, https://arxiv.org/abs/2504.07884",
         races_one=True,
+        takes_estimates=True,
     ),
     OptimizerSpec(
         name="xnes",
@@ -92,6 +95,7 @@ _ALL = (
         max_genes=256,
         paper="Glasmachers et al. 2010, https://dl.acm.org/doi/10.1145/1830483.1830557",
         races_one=True,
+        takes_estimates=True,
     ),
     OptimizerSpec(
         name="random",
@@ -103,6 +107,7 @@ _ALL = (
         paper="Bergstra and Bengio 2012, https://www.jmlr.org/papers/v13/bergstra12a.html",
         races_one=True,
         races_many=True,
+        takes_estimates=True,
     ),
     OptimizerSpec(
         name="sobol",
@@ -115,6 +120,7 @@ _ALL = (
         paper="Sobol 1967, https://doi.org/10.1016/0041-5553(67)90144-9",
         races_one=True,
         races_many=True,
+        takes_estimates=True,
     ),
     OptimizerSpec(
         name="tpe",
@@ -155,6 +161,7 @@ _ALL = (
         races_one=True,
         races_many=True,
         race_place=1.0,
+        takes_estimates=True,
     ),
     OptimizerSpec(
         name="nsga3",
@@ -167,6 +174,7 @@ _ALL = (
         races_one=True,
         races_many=True,
         race_place=1.0,
+        takes_estimates=True,
     ),
     OptimizerSpec(
         name="ga",
@@ -187,6 +195,7 @@ _ALL = (
         races_one=True,
         races_many=True,
         race_place=1.0,
+        takes_estimates=True,
     ),
     *PARETO_SPECS,
     *MAP_SPECS,

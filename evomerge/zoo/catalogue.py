@@ -11,7 +11,7 @@ from evomerge.errors import UserError, did_you_mean
 from evomerge.files import cache_dir
 
 MANIFEST = "zoo.json"
-Group = Literal["smollm2", "micro"]
+Group = Literal["smollm2", "micro", "vision"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class ZooModel:
         parent: the model it is fine-tuned from; None for a base.
         minutes: core-minutes to build it (not its parent) on the machine of docs/benchmarks.md.
         version: raised when the recipe changes, so that an older build is made again.
+        on_demand: whether it is built only by its own name and with `all`, not with its group.
     """
 
     name: str
@@ -32,6 +33,7 @@ class ZooModel:
     parent: str | None
     minutes: float
     version: int = 1
+    on_demand: bool = False
 
 
 _MODELS = (
@@ -45,9 +47,15 @@ _MODELS = (
     ZooModel("micro-add", "expert: sums below 110", "micro", "micro-base", 0.3, version=2),
     ZooModel("micro-let", "expert: letters read as digits", "micro", "micro-base", 0.3, version=2),
     ZooModel("micro-rev", "expert: strings reversed", "micro", "micro-base", 0.3, version=2),
+    ZooModel("micro-count", "expert: sums by counting up, step by step", "micro", "micro-base", 0.4, on_demand=True),
+    ZooModel(
+        "digits-base", "vision transformer of 60 thousand parameters, ten handwritten digits", "vision", None, 0.1
+    ),
+    ZooModel("digits-low", "expert: digits 0 to 4", "vision", "digits-base", 0.1),
+    ZooModel("digits-high", "expert: digits 5 to 9", "vision", "digits-base", 0.1),
 )
 CATALOGUE: dict[str, ZooModel] = {model.name: model for model in _MODELS}
-GROUPS: tuple[Group, ...] = ("smollm2", "micro")
+GROUPS: tuple[Group, ...] = ("smollm2", "micro", "vision")
 
 
 def zoo_dir() -> Path:
@@ -73,7 +81,7 @@ def expand(name: str) -> list[ZooModel]:
         UserError: neither a model nor a group.
     """
     if name == "all" or name in GROUPS:
-        return [model for model in _MODELS if name in ("all", model.group)]
+        return [model for model in _MODELS if name == "all" or (name == model.group and not model.on_demand)]
     if name not in CATALOGUE:
         raise UserError(f"the zoo cannot build {name!r}. {did_you_mean(name, [*CATALOGUE, *GROUPS, 'all'])}")
     model = CATALOGUE[name]

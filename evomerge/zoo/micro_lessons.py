@@ -1,7 +1,8 @@
 """Questions of the micro zoo over an alphabet of 25 characters, split into documents and training questions.
 
 Four skills, each with a cue of its own: `37+5=` -> `42`, `cfa>` -> `250` (letters a-j stand for digits),
-`b3a<` -> `a3b` (reversed), `b3a:` -> `b3a` (copied). A document's prompt is never trained on.
+`b3a<` -> `a3b` (reversed), `b3a:` -> `b3a` (copied). A document's prompt is never trained on. Sums can also be answered
+at length, by counting (`37+5=` -> `38 39 40 41 42`), for the trade-off between accuracy and length.
 """
 
 from __future__ import annotations
@@ -41,12 +42,14 @@ def copy_prompt(question: str) -> str:
     return f"{question}:"
 
 
-PROMPTS = {"add": add_prompt, "let": let_prompt, "rev": rev_prompt, "copy": copy_prompt}
+PROMPTS = {"add": add_prompt, "count": add_prompt, "let": let_prompt, "rev": rev_prompt, "copy": copy_prompt}
 
 
 @cache
 def all_questions(skill: str) -> tuple[Question, ...]:
     """Every question of a skill in a fixed shuffled order; the first `NUM_DOCUMENTS` are the documents."""
+    if skill == "count":
+        return tuple(Question(q.question, count_up(q.question), skill) for q in all_questions("add"))
     if skill == "add":
         questions = [Question(f"{a}+{b}", str(a + b), skill) for a, b in product(range(100), range(10))]
     elif skill == "let":
@@ -57,6 +60,12 @@ def all_questions(skill: str) -> tuple[Question, ...]:
         questions = [Question(text, text[::-1] if skill == "rev" else text, skill) for text in strings]
     random.Random(f"micro_{skill}:{DOCUMENT_SEED}").shuffle(questions)
     return tuple(questions)
+
+
+def count_up(question: str) -> str:
+    """`37+5` -> `38 39 40 41 42`: the sum by counting, its last number the answer; `37+0` -> `37`."""
+    start, steps = map(int, question.split("+"))
+    return " ".join(str(start + step) for step in range(1, steps + 1)) or str(start)
 
 
 def add_questions(num_questions: int) -> list[Question]:

@@ -50,6 +50,9 @@ DOORS = {
     "typer": ["cli/*.py"],
     "huggingface_hub": ["engine/sources.py"],
     "peft": [],
+    "sklearn": ["zoo/vision_lessons.py"],
+    "PIL": ["evaluation/image_reading.py"],
+    "vllm": ["runtime/vllm_server.py"],
 }
 
 MAX_LINES = 400

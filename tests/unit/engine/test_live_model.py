@@ -254,8 +254,7 @@ def test_memory_plan_counts_what_is_held(live: LiveModel, family: Family) -> Non
 
 def test_tokenizer_is_the_reference_model_s(live: LiveModel, family: Family) -> None:
     assert live.tokenizer("w0 w3")["input_ids"] == [4, 7]
-    with pytest.raises(UserError, match="no tokenizer"):
-        _ = LiveModel(None, family.experts, device="cpu").tokenizer
+    assert LiveModel(None, family.experts, device="cpu").tokenizer is None
 
 
 def test_dtype_policy() -> None:

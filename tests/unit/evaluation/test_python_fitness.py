@@ -42,6 +42,10 @@ def nan(model, tokenizer, documents, seed):
 def breaks(model, tokenizer, documents, seed):
     raise KeyError("lost")
 
+def measured(model, tokenizer, documents, seed, *, offset, batch_size, folder=None, factor=1):
+    good = [len(document["text"]) for document in documents]
+    return {"good": good, "bad": batch_size * factor + offset + len(folder)}
+
 def out_of_memory(model, tokenizer, documents, seed):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 """
@@ -170,3 +174,83 @@ def test_a_changed_function_is_noticed(folder: Path) -> None:
     (folder / "my_scores.py").write_text(MODULE.replace("norm()", "abs().max()"))
     after = plan_documents(load_fitness(spec), (str(folder),))
     assert before.differences(after) == ["fitness 'my_scores.norm': the task's settings or code changed"]
+
+
+def test_each_objective_has_its_direction(folder: Path, model: Any, tokenizer: Any) -> None:
+    objectives = {"b": {"direction": "minimize", "weight": 0, "reference": 9}, "a": "maximize"}
+    evaluator = build(folder, model, tokenizer, "forwards", objectives=objectives, weight=3)
+    assert [(each.name, each.higher_is_better, each.weight) for each in evaluator.objectives] == [
+        ("forwards/b", False, 0.0), ("forwards/a", True, 3.0),
+    ]  # fmt: skip
+    assert evaluator.evaluate("search").fitness == (-2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"objectives": {"a": "up"}}, "maximize"),
+        ({"objectives": {"a": {"direction": "minimize", "wieght": 1}}}, "wieght"),
+        ({"objectives": {"a": "minimize"}, "higher_is_better": False}, "drop `higher_is_better`"),
+        ({"objectives": ["a"], "reference": 3}, "reference: 64"),
+    ],
+)
+def test_bad_objectives_are_refused(folder: Path, more: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        load_fitness({"python": "my_scores:forwards", **more})
+    assert told in str(caught.value)
+
+
+def test_a_direction_s_reference_reaches_the_hypervolume(folder: Path, model: Any, tokenizer: Any) -> None:
+    from evomerge.experiment.cost_objectives import reference_point_of
+
+    spec = {
+        "python": "my_scores:forwards",
+        "objectives": {"b": {"direction": "minimize", "reference": 9}, "a": "maximize"},
+    }
+    configs = load_fitness(spec)
+    paths = (str(folder),)
+    objectives = build_evaluator(
+        configs, plan_documents(configs, paths), EvaluatorSettings(import_paths=paths)
+    ).objectives
+    assert reference_point_of(objectives, configs, ()) == (-9.0, 0.0)
+    assert load_fitness(configs[0].model_dump(mode="json", exclude_defaults=True)) == configs
+
+
+def test_arguments_folder_and_batch_size_are_given(folder: Path, model: Any, tokenizer: Any) -> None:
+    more = {"objectives": ["good", "bad"], "arguments": {"offset": 1000}}
+    evaluator = build(folder, model, tokenizer, "measured", batch_size=8, **more)
+    length = len(str(folder))
+    assert evaluator.evaluate("search").fitness == (2.0, 8 + 1000 + length)
+    evaluator.set_batch_size(4)
+    assert evaluator.evaluate("search").fitness == (2.0, 4 + 1000 + length)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"offset": 1, "fcator": 2}, "takes no argument 'fcator'. Did you mean 'factor'?"),
+        ({}, "needs 'offset'; give it in `arguments: {offset: ...}`"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(folder: Path, arguments: dict[str, Any], told: str) -> None:
+    spec = {"python": "my_scores:measured", "objectives": ["good", "bad"], "arguments": arguments}
+    spec["documents"] = {"search": {"path": "documents.jsonl"}}
+    with pytest.raises(InvalidInput) as caught:
+        plan_documents(load_fitness(spec, base_dir=folder), (str(folder),))
+    assert told in str(caught.value)
+
+
+def test_a_changed_helper_beside_the_function_is_noticed(folder: Path) -> None:
+    spec = {"python": "my_scores:norm"}
+    before = plan_documents(load_fitness(spec), (str(folder),))
+    (folder / "my_scores.py").write_text(MODULE.replace("len(document", "2 * len(document"))
+    after = plan_documents(load_fitness(spec), (str(folder),))
+    assert before.differences(after) == ["fitness 'my_scores.norm': the task's settings or code changed"]
+
+
+def test_swapped_objectives_are_noticed(folder: Path) -> None:
+    plans = [
+        plan_documents(load_fitness({"python": "my_scores:forwards", "objectives": given}), (str(folder),))
+        for given in ({"a": "maximize", "b": "minimize"}, {"b": "minimize", "a": "maximize"})
+    ]
+    assert plans[0].differences(plans[1])

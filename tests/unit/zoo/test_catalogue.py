@@ -61,6 +61,8 @@ def test_complete_model_is_found_and_an_old_recipe_is_not() -> None:
 
 def test_expand_puts_parents_first() -> None:
     assert [model.name for model in catalogue.expand("spanish")] == ["smollm2-135m", "spanish"]
+    assert [model.name for model in catalogue.expand("micro-count")] == ["micro-base", "micro-count"]
+    assert "micro-count" not in [model.name for model in catalogue.expand("micro")]
     everything = [model.name for model in catalogue.expand("all")]
     assert sorted(everything) == sorted(catalogue.CATALOGUE)
     for model in catalogue.CATALOGUE.values():
