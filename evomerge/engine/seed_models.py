@@ -100,7 +100,9 @@ class SeedModels:
         for low in range(start, end, CELL):
             found.append(_products([row[low - start : min(low + CELL, end) - start] for row in rows]))
         assert self.edges[first] == start
-        wrong = [name for number, (name, _) in enumerate(self._seeds) if not np.isfinite(found)[:, number, number].all()]
+        wrong = [
+            name for number, (name, _) in enumerate(self._seeds) if not np.isfinite(found)[:, number, number].all()
+        ]
         if wrong:
             raise UserError(
                 f"model {wrong[0]}: tensor {slot.name} holds NaN or infinite values, which cannot be merged. The "

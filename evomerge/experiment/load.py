@@ -172,7 +172,9 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
         found = tuple((name, node) for name, node in stages if not isinstance(node, Route))
         seed, shapes = derive_seed(config.seed, "masks"), facts.shapes
         merged = collect(lambda: _merged(config, where, experts, found, space_config)) or experts
-        models = SpaceModels(base, merged, facts.num_blocks, seed, config.dtype, facts.tensors, shapes, found, facts.sizes)
+        models = SpaceModels(
+            base, merged, facts.num_blocks, seed, config.dtype, facts.tensors, shapes, found, facts.sizes
+        )
         space = collect(lambda: build_space(space_config, models))
     rules = None if fitness is None else collect(lambda: parse_rules(config, fitness, where))
     problems += _optimizer_problems(config, where, space, fitness)

@@ -19,12 +19,12 @@ from evomerge.experiment.about_run import about_run
 from evomerge.experiment.backend_check import check_backend
 from evomerge.experiment.build_estimation import build_estimation
 from evomerge.experiment.calibrate import calibrated_problem, settle_calibration
+from evomerge.experiment.document_scores import with_document_scores
 from evomerge.experiment.estimation import EstimatingExecutor
 from evomerge.experiment.estimation_problems import check_estimation
-from evomerge.experiment.document_scores import with_document_scores
 from evomerge.experiment.finish import Finish, Interrupted, baseline_jobs, score_jobs
-from evomerge.experiment.live_report import LiveReport
 from evomerge.experiment.lineage_problems import check_document_scores
+from evomerge.experiment.live_report import LiveReport
 from evomerge.experiment.load import Experiment, load_experiment
 from evomerge.experiment.objectives import build_judge
 from evomerge.experiment.prepare import (

@@ -27,8 +27,8 @@ from evomerge.search.common_settings import (
 from evomerge.search.gene_box import is_constant
 from evomerge.search.map_specs import MAP_SPECS
 from evomerge.search.pareto_specs import PARETO_SPECS
-from evomerge.search.seed_specs import SEED_SPECS
 from evomerge.search.population import cma_population_size, ga_population_size, nsga_population_size
+from evomerge.search.seed_specs import SEED_SPECS
 from evomerge.search.setting_values import expected_of, fits
 from evomerge.terms import GeneKind
 

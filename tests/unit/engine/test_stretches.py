@@ -1,4 +1,4 @@
-"""Models made of stretches of seeds: inner products from files, and recipes in memory and on disk against dense SLERP."""
+"""Models made of stretches of seeds: inner products from files, recipes in memory and on disk against dense SLERP."""
 
 from __future__ import annotations
 
