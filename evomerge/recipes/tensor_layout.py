@@ -7,6 +7,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 from evomerge.recipes.recipe import Stretch, Stretches
@@ -106,7 +107,7 @@ class TensorLayout:
                 "models, or the reference model, have other tensors or another order than where the recipe was made"
             )
         found = [self.position(part.tensor, part.offset) for part in stretches.parts]
-        if not found or found[0] != 0 or any(low >= high for low, high in zip(found, found[1:], strict=False)):
+        if not found or found[0] != 0 or any(low >= high for low, high in pairwise(found)):
             raise ValueError("stretches must begin at the first parameter, in the order of the model's tensors")
         return [*found, self.size]
 
