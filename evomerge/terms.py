@@ -280,6 +280,8 @@ class Evaluation:
         estimate: what the optimizer is told instead of the fitness; without a fitness beside it, the candidate was not
             scored on all documents.
         part: set while it is neither a complete evaluation nor an estimate.
+        known_documents: whose answers came from the evaluation cache.
+        is_recalled: whether all of it came from there: nothing was merged and no forward pass ran.
     """
 
     fitness: tuple[float, ...] = ()
@@ -292,6 +294,8 @@ class Evaluation:
     stop: Stop | None = None
     estimate: Estimate | None = None
     part: Part | None = None
+    known_documents: int = 0
+    is_recalled: bool = False
 
     @property
     def ok(self) -> bool:

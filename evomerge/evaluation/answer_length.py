@@ -90,14 +90,14 @@ def _generate(
     # Left padding: every prompt ends where generation begins.
     batch = torch.tensor([[pad] * (width - len(row)) + list(row) for row in ids], device=model.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=model.device)
+    # What is left out here would be taken from the model's own settings, penalties among them.
     settings = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, pad_token_id=pad, eos_token_id=ends or None
-    )
+        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, pad_token_id=pad, eos_token_id=ends or None,
+        repetition_penalty=1.0, no_repeat_ngram_size=0,
+    )  # fmt: skip
     stops = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
     with torch.inference_mode():
-        out: Tensor = model.generate(
-            input_ids=batch, attention_mask=mask, generation_config=settings, use_model_defaults=False, **stops
-        )
+        out: Tensor = model.generate(input_ids=batch, attention_mask=mask, generation_config=settings, **stops)
     return [_ended(row, tokenizer, ends, stop) for row in out[:, width:].tolist()]
 
 

@@ -8,6 +8,7 @@ an idle machine only, and prefer ``flops_per_token`` where the search itself has
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 from evomerge.errors import InvalidInput, Problem
 from evomerge.evaluation.documents import FitnessPlan
 from evomerge.evaluation.fitness_yaml import FitnessConfig
+from evomerge.evaluation.known_answers import KnownAnswers
 from evomerge.evaluation.task_scores import ObjectiveScore
 from evomerge.terms import ModelCost, Objective, SplitName
 
@@ -62,9 +64,22 @@ class CostFitness:
             message = f"the model has {limit} positions, got {self._tokens}; set `tokens: {limit}` or fewer"
             raise InvalidInput([Problem(f"fitness {self._name}: tokens", message)])
 
-    def score(self, role: SplitName, seed: int) -> list[ObjectiveScore]:
-        """The cost of the model as it is now."""
-        value = self._measured() if self._cost == "latency" else self._counted()
+    def score(self, role: SplitName, seed: int, known: KnownAnswers | None = None) -> list[ObjectiveScore]:
+        """The cost of the model as it is now, or as it was counted before; latency is measured every time.
+
+        Raises:
+            NotKnown: it is not known, and nothing may be computed.
+        """
+        value = None
+        part = {"is": "cost", "cost": self._cost, "context": self._context}
+        if known is not None and self._cost == "latency":
+            known.must_compute()
+        elif known is not None:
+            value = known.find(part, lambda kept: kept if type(kept) is float and math.isfinite(kept) else None)
+        if value is None:
+            value = self._measured() if self._cost == "latency" else self._counted()
+            if known is not None and self._cost != "latency":
+                known.keep(part, value)
         return [ObjectiveScore(self._name, value, None, {f"{self._name}/value": value})]
 
     def _counted(self) -> float:

@@ -157,6 +157,7 @@ class RuntimeConfig(Strict):
     prefix_cache: SizeBytesOrNone | None = None
     scorer: Literal["fast", "exact"] = "fast"
     pass_tokens: int | None = Field(default=None, gt=0)
+    score_cache: bool | Annotated[str, Field(min_length=1)] = False
 
     @field_validator("workers", "threads")
     @classmethod

@@ -24,6 +24,7 @@ from evomerge.experiment.model_facts import ModelFacts, find_model_facts
 from evomerge.experiment.objectives import ObjectiveRules, parse_rules
 from evomerge.experiment.overrides import apply_overrides
 from evomerge.experiment.racing_problems import racing_problems
+from evomerge.experiment.score_cache import cache_problems, with_absolute_folder
 from evomerge.presets import preset_dir
 from evomerge.recipes.recipe import Node, Route, Source
 from evomerge.recipes.recipe_yaml import recipe_from_mapping
@@ -144,7 +145,7 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
     except ValidationError as error:
         raise InvalidInput(pydantic_problems(error, where, ExperimentConfig)) from None
     imports = tuple(str((folder / path).resolve()) for path in config.import_paths or (".",))
-    config = config.model_copy(update={"import_paths": imports})
+    config = with_absolute_folder(config.model_copy(update={"import_paths": imports}), folder)
     add_import_paths(imports)  # for the user's merge methods, which the search space names
     problems: list[Problem] = []
 
@@ -183,6 +184,7 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
     problems += racing_problems(config, where, fitness or ())
     problems += estimation_problems(config, where, fitness or ())
     problems += backend_problems(config, where, [*(fitness or ()), *(report or ())], space, stages)
+    problems += cache_problems(config, where)
     if problems:
         raise InvalidInput(problems)
     assert fitness is not None

@@ -21,6 +21,7 @@ from evomerge.experiment.cost_objectives import reference_point_of
 from evomerge.experiment.load import CHANGEABLE, Experiment
 from evomerge.experiment.objectives import check_directions
 from evomerge.experiment.rung_sizes import rung_settings
+from evomerge.experiment.score_cache import folder_of, note_uncached
 from evomerge.experiment.stages import StagedExperiment, load_any
 from evomerge.methods.own_method import source_fingerprint
 from evomerge.recipes.recipe import Route
@@ -141,7 +142,9 @@ def start_executor(loaded: Experiment, plan: DocumentPlan, population_size: int,
         import_paths=config.import_paths,
         lanes=_num_lanes(loaded),
         rungs=rung_settings(config, loaded.fitness, plan),
+        score_cache=folder_of(config.runtime),
     )
+    note_uncached(config.runtime, [*loaded.fitness, *loaded.report], own_methods(loaded))
     return build_executor(runtime_settings(config.runtime), worker_plan, max_useful=population_size, early=early)
 
 
@@ -149,6 +152,13 @@ def _num_lanes(loaded: Experiment) -> int:
     """Models whose blocks the routes of the search, or those that earlier stages found, need at once."""
     searched = 0 if loaded.space is None else loaded.space.num_lanes
     return max([searched, *(len(node.models) for _, node in loaded.stages if isinstance(node, Route))])
+
+
+def own_methods(loaded: Experiment) -> list[str]:
+    """Merge methods of the user's own that the search space names."""
+    space = loaded.resolved["search_space"]
+    named = (space["parameters"] if space["kind"] == "joint" else space).get("method", [])
+    return [name for name in ([named] if isinstance(named, str) else named) if ":" in name]
 
 
 def describe_run(loaded: Experiment, plan: DocumentPlan) -> Manifest:
@@ -159,10 +169,7 @@ def describe_run(loaded: Experiment, plan: DocumentPlan) -> Manifest:
     """
     names = {**({"base": loaded.base} if loaded.base else {}), **dict(loaded.experts)}
     models = {name: fingerprint(source) for name, source in names.items()}
-    space = loaded.resolved["search_space"]
-    named = (space["parameters"] if space["kind"] == "joint" else space).get("method", [])
-    own = [name for name in ([named] if isinstance(named, str) else named) if ":" in name]
-    methods = {name: source_fingerprint(name) for name in own}
+    methods = {name: source_fingerprint(name) for name in own_methods(loaded)}
     versions = backend_versions(loaded.config.runtime)
     return build_manifest(
         loaded.resolved, loaded.fingerprint, models, plan.to_json(), methods=methods, engine_versions=versions

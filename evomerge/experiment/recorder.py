@@ -263,6 +263,7 @@ class RunRecorder:
         if evaluation.failure is not None:
             failure = evaluation.failure
             return Failed(job.key, number, job.split, failure.kind, failure.message, **about)
+        about |= {"known_documents": evaluation.known_documents, "is_recalled": evaluation.is_recalled}
         reference = self.scores.save(job.key, evaluation.document_scores) if evaluation.document_scores else None
         if evaluation.stop is not None:
             assert number is not None, "only candidates are raced"

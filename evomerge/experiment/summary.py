@@ -19,6 +19,7 @@ from evomerge.experiment.load import Experiment
 from evomerge.experiment.objectives import Judge
 from evomerge.experiment.racing_summary import racing_summary
 from evomerge.experiment.recorder import RunRecorder
+from evomerge.experiment.score_cache import recalled_summary
 from evomerge.experiment.search_loop import candidate_key
 from evomerge.experiment.split_scales import split_scales
 from evomerge.files import atomic_write_json
@@ -159,9 +160,6 @@ def build_summary(
         rows.append(_row(scores, kind, f"{kind} c{number}", keys))
     for name in baselines:
         rows.append(_row(scores, "baseline", name, {split: f"baseline:{name}:{split}" for split in SPLITS}))
-    ended = [event for event in state.outcomes.values() if isinstance(event, Evaluated | Stopped | Estimated)]
-    done = [event for event in ended if event.candidate is not None]
-    cost = {part: _mean([getattr(e.seconds, part) for e in done]) for part in ("merge", "forward", "metric", "wait")}
     validated = winner is not None and scores.event(f"validation:{candidate_key(winner)}") is not None
     summary = {
         "name": loaded.config.name,
@@ -188,15 +186,24 @@ def build_summary(
             "recipe_id": candidates[winner].recipe_id,
             "chosen_on": "validation" if validated else "search",
         },
+        "score_cache": recalled_summary(loaded.config.runtime, state),
         "racing": _racing(loaded, recorder, state),
         "estimation": _estimation(loaded, recorder, state),
         "front": _front(loaded, recorder, state, winner),
         "rows": [row for row in rows if any(row[split] for split in SPLITS)],
         "comparison": _comparison(scores, winner, baselines),
-        "cost": {"wall_seconds": state.elapsed_seconds, **cost},
+        "cost": {"wall_seconds": state.elapsed_seconds, **_cost(state)},
     }
     forget_draws()
     return summary
+
+
+def _cost(state: RunState) -> dict[str, float]:
+    """Mean seconds of a candidate."""
+    ended = [event for event in state.outcomes.values() if isinstance(event, Evaluated | Stopped | Estimated)]
+    # What came out of the cache says nothing about what a candidate costs.
+    done = [event for event in ended if event.candidate is not None and not event.known_documents]
+    return {part: _mean([getattr(e.seconds, part) for e in done]) for part in ("merge", "forward", "metric", "wait")}
 
 
 def _racing(loaded: Experiment, recorder: RunRecorder, state: RunState) -> dict[str, Any] | None:

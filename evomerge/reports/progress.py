@@ -35,7 +35,8 @@ class Standing:
         best_name: whose it is.
         front_size: members of the front.
         eta_seconds: time left, None while unknown.
-        mean_seconds: mean cost of an evaluation of this phase.
+        mean_seconds: mean cost of an evaluation of this phase, without those that came out of the evaluation cache.
+        recalled: how many of this session did.
     """
 
     phase: str
@@ -53,6 +54,7 @@ class Standing:
     front_size: int = 0
     eta_seconds: float | None = None
     mean_seconds: Seconds = field(default_factory=Seconds)
+    recalled: int = 0
 
     def text(self) -> str:
         """One line."""
@@ -67,6 +69,8 @@ class Standing:
             parts.append(f"stopped {self.stopped} ({self.spared:.0%} of documents spared)")
         if self.estimated:
             parts.append(f"estimated {self.estimated} ({self.spared:.0%} of documents spared)")
+        if self.recalled:
+            parts.append(f"{self.recalled} from the cache")
         cost = self.mean_seconds
         if self.done:
             parts.append(
@@ -92,8 +96,10 @@ class Clock:
     def count(self, evaluation: Evaluation, *, busy: int) -> Standing:
         """Take in one finished evaluation."""
         cost = evaluation.seconds
-        for position, seconds in enumerate((cost.merge, cost.forward, cost.metric, cost.wait)):
-            self._sums[position] += seconds
+        recalled = self.standing.recalled + evaluation.is_recalled
+        if not evaluation.is_recalled:
+            for position, seconds in enumerate((cost.merge, cost.forward, cost.metric, cost.wait)):
+                self._sums[position] += seconds
         self._counted += 1
         failed, stop = self.standing.failed + (evaluation.failure is not None), evaluation.stop
         if stop is not None:
@@ -115,7 +121,8 @@ class Clock:
             spared=self._spared / max(1, self._counted - failed),
             busy=busy,
             eta_seconds=left,
-            mean_seconds=Seconds(*(total / self._counted for total in self._sums)),
+            mean_seconds=Seconds(*(total / max(1, self._counted - recalled) for total in self._sums)),
+            recalled=recalled,
         )
         return self.standing
 

@@ -125,12 +125,20 @@ def closing_lines(summary: Mapping[str, Any]) -> list[str]:
         f"mean seconds each: merge {cost['merge']:.2f}, forward {cost['forward']:.2f}, metric {cost['metric']:.2f}, "
         f"wait {cost['wait']:.2f}; ended by {summary['reason']}"
     )
+    if summary.get("score_cache"):
+        lines.append(_cache_line(summary["score_cache"]))
     if summary.get("racing"):
         lines.append(racing_line(summary["racing"]))
     if summary.get("estimation"):
         lines.append(estimation_line(summary["estimation"]))
     lines.append(f"run directory: {summary['run_dir']}")
     return lines
+
+
+def _cache_line(cache: Mapping[str, Any]) -> str:
+    line = f"evaluation cache: {cache['recalled']} of {cache['evaluations']} evaluations came out of it"
+    partly = f", {cache['partly']} in part" if cache["partly"] else ""
+    return f"{line}{partly}; mean seconds are those of the others" if cache["documents"] else line
 
 
 def estimation_line(estimation: Mapping[str, Any]) -> str:

@@ -36,6 +36,7 @@ class WorkerPlan:
         pass_tokens: most tokens of one forward pass, None = what suits the device.
         rungs: how the search documents of a racing run are cut, None = not at all.
         vllm: the vLLM that generates in place of a live model, None = transformers does.
+        score_cache: folder of the evaluation cache, None = it is not used.
     """
 
     base: Source | None
@@ -55,6 +56,7 @@ class WorkerPlan:
     pass_tokens: int | None = None
     rungs: RungSettings | None = None
     vllm: VllmSettings | None = None
+    score_cache: str | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,8 +18,8 @@ from evomerge.engine.architecture import Architecture, build_on_meta, config_fac
 from evomerge.engine.depth_groups import DepthGroups
 from evomerge.engine.live_model import choose_dtype, load_tokenizer
 from evomerge.engine.sources import resolve_source
-from evomerge.errors import UserError
-from evomerge.recipes.recipe import Recipe, Route, Source
+from evomerge.errors import MergeFailed, UserError
+from evomerge.recipes.recipe import Merge, Node, Recipe, Route, Source, children
 from evomerge.recipes.recipe_yaml import format_recipe
 from evomerge.runtime.vllm_check import NEW_TOKENS, Answers, check_prompts, swap_problem
 from evomerge.runtime.vllm_client import START_SECONDS, VllmServer
@@ -113,6 +114,7 @@ class VllmModel:
         if isinstance(recipe.model, Route):
             raise UserError("routes through blocks need runtime.backend: hf")
         check_live(recipe)
+        _refuse_non_finite(recipe.model)
         started = time.perf_counter()
         found = self._server.ask("apply", recipe=format_recipe(recipe))
         self._state_bytes = int(found["state_bytes"])
@@ -210,3 +212,18 @@ class VllmModel:
         problem = swap_problem(self.apply, ask, self.reference, loaded=not has_adapter)
         if problem is not None:
             raise UserError(f"{self.label} cannot score this model here: {problem}. Use runtime.backend: hf")
+
+
+def _refuse_non_finite(node: Node) -> None:
+    """A recipe with such numbers cannot be written down, and would fail as any merge of them does.
+
+    Raises:
+        MergeFailed: naming the hyperparameter.
+    """
+    for name, rules in node.parameters if isinstance(node, Merge) else ():
+        for rule in rules:
+            numbers = rule.value if isinstance(rule.value, tuple) else (rule.value,)
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                raise MergeFailed(f"{name} is {rule.value}; expected finite numbers")
+    for child in children(node):
+        _refuse_non_finite(child)

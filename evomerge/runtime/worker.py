@@ -9,10 +9,12 @@ import sys
 import time
 from dataclasses import replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import MergeFailed, UserError
 from evomerge.evaluation.failures import WorkerBroken, is_out_of_memory
+from evomerge.evaluation.known_answers import KnownAnswers, NotKnown
 from evomerge.runtime.executor import Job, WorkerPlan, WorkerReport
 from evomerge.runtime.isolation import isolated_evaluation
 from evomerge.terms import Evaluation, Failure, FailureKind, Seconds, SplitName
@@ -20,6 +22,7 @@ from evomerge.terms import Evaluation, Failure, FailureKind, Seconds, SplitName
 if TYPE_CHECKING:
     from evomerge.engine.live_model import LiveModel
     from evomerge.evaluation.evaluator import Evaluator
+    from evomerge.runtime.model_key import ModelKeys
     from evomerge.runtime.vllm_model import VllmModel
 
 LOG = logging.getLogger(__name__)
@@ -46,6 +49,8 @@ class Worker:
         # Tokenizers warn and may deadlock when their thread pool meets a forked process.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         began = time.monotonic()
+        # Before the files are opened: what is hashed must be what is merged.
+        self._keys = _model_keys(plan)
         sys.path.extend(path for path in plan.import_paths if path not in sys.path)
         self._plan, self._index = plan, index
         self._batch_size = plan.batch_size
@@ -53,9 +58,12 @@ class Worker:
             self._live, self._engine = _build_model(plan)
             try:
                 self._evaluator = self._build_evaluator(plan.fitness)
+                if self._keys is not None:
+                    self._keys.begin(self._live.model, plan.lanes > 0)
             except BaseException:
                 self.close()
                 raise
+        self._weights_are_sound = True
         self._start_seconds = time.monotonic() - began
 
     def run(self, job: Job) -> Evaluation:
@@ -96,13 +104,20 @@ class Worker:
         began = time.perf_counter()
         merge_seconds = 0.0
         try:
+            known = None if self._keys is None else self._keys.known(job.recipe)
             with isolated_evaluation(job.seed, self._plan.threads):
+                recalled = None if known is None else self._recall(job, known)
+                if recalled is not None:
+                    return recalled
+                self._weights_are_sound = False
                 merge_seconds = self._live.apply(job.recipe)
-                evaluation = self._evaluator.evaluate(job.split, job.seed, job.race, job.documents)
-                if evaluation.ok and job.split == "held_out" and self._plan.report:
-                    evaluation = self._with_reported(evaluation, job)
+                evaluation = self._evaluate(job, known)
             seconds = replace(evaluation.seconds, merge=merge_seconds)
-            return replace(only_finite(evaluation), seconds=seconds, hops=self._live.take_hop_counts())
+            evaluation = replace(only_finite(evaluation), seconds=seconds, hops=self._live.take_hop_counts())
+            self._weights_are_sound = evaluation.failure is None
+            if self._keys is not None and known is not None and evaluation.failure is None and self._keys.are_current():
+                known.commit()
+            return evaluation
         except WorkerBroken:
             raise
         # A fitness function that calls sys.exit must not end the worker.
@@ -111,6 +126,23 @@ class Worker:
             LOG.debug("%s failed: %s", job.key, failure.message, exc_info=True)
             spent = time.perf_counter() - began - merge_seconds
             return Evaluation(seconds=Seconds(merge=merge_seconds, forward=spent), failure=failure)
+
+    def _evaluate(self, job: Job, known: KnownAnswers | None) -> Evaluation:
+        evaluation = self._evaluator.evaluate(job.split, job.seed, job.race, job.documents, known)
+        if evaluation.ok and job.split == "held_out" and self._plan.report:
+            evaluation = self._with_reported(evaluation, job, known)
+        return evaluation
+
+    def _recall(self, job: Job, known: KnownAnswers) -> Evaluation | None:
+        """The evaluation, where all of it is known: nothing is merged, no forward pass runs. None where it is not."""
+        strictly = known.strictly(may_prepare=self._weights_are_sound)
+        try:
+            with self._live.out_of_route():
+                evaluation = only_finite(self._evaluate(job, strictly))
+        except NotKnown:
+            return None
+        # What fails on known answers has to fail on computed ones, or it says nothing about the candidate.
+        return replace(evaluation, is_recalled=True) if evaluation.failure is None else None
 
     def _build_evaluator(self, configs: tuple[dict[str, Any], ...]) -> Evaluator:
         from evomerge.engine.model_cost import model_cost
@@ -137,9 +169,11 @@ class Worker:
         """Scores what is only reported; built when the first held-out job asks for it."""
         return self._build_evaluator(self._plan.report)
 
-    def _with_reported(self, evaluation: Evaluation, job: Job) -> Evaluation:
+    def _with_reported(self, evaluation: Evaluation, job: Job, known: KnownAnswers | None) -> Evaluation:
         """Adds tables and metrics of what is only reported; the fitness stays as it is."""
-        reported = self._reporter.evaluate(job.split, job.seed)
+        if known is not None and known.only and not known.may_prepare and "_reporter" not in self.__dict__:
+            raise NotKnown
+        reported = self._reporter.evaluate(job.split, job.seed, None, None, known)
         if reported.failure is not None:
             LOG.warning("%s: not reported: %s", job.key, reported.failure.message)
             return evaluation
@@ -149,6 +183,7 @@ class Worker:
             document_scores=evaluation.document_scores + reported.document_scores,
             metrics={**reported.metrics, **evaluation.metrics},
             seconds=replace(spent, forward=spent.forward + more.forward, metric=spent.metric + more.metric),
+            known_documents=reported.known_documents,
         )
 
     def _use_batch_size(self, batch_size: int) -> bool:
@@ -187,6 +222,16 @@ def _build_model(plan: WorkerPlan) -> tuple[LiveModel | VllmModel, VllmModel | N
     )
     engine = VllmModel(plan.vllm, models)
     return engine, engine
+
+
+def _model_keys(plan: WorkerPlan) -> ModelKeys | None:
+    """What tells merged models apart, None without a cache."""
+    if plan.score_cache is None:
+        return None
+    from evomerge.runtime.model_key import ModelKeys
+
+    base = () if plan.base is None else (plan.base,)
+    return ModelKeys(Path(plan.score_cache), (*base, *(source for _, source in plan.experts)))
 
 
 def only_finite(evaluation: Evaluation) -> Evaluation:

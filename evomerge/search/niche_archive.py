@@ -44,6 +44,7 @@ class NicheArchive:
         self._scores: Array = np.zeros((size + 1, num_documents))
         self._members: list[int | None] = [None] * size
         self._alpha, self._attraction, self._capacity = alpha, attraction, capacity
+        self._kept_shares: Array | None = None  # of the members, until they change
 
     @property
     def members(self) -> list[int | None]:
@@ -88,26 +89,28 @@ class NicheArchive:
             slot = self._members.index(None)
         else:
             self._scores[-1] = row
-            slot = int(np.argmin(self._fitness_of(self._scores)))
+            slot = int(np.argmin(self._shares(self._scores).sum(axis=1)))
             self._scores[-1] = 0.0
             if slot == len(self._members):
                 return None
         self._scores[slot] = row
         self._members[slot] = member
+        self._kept_shares = None
         return slot
 
     def fitness(self) -> Array:
         """``(P,)`` sum over documents of ``capacity * score / z^alpha``, ``z`` the sum of all members' (eq. 2)."""
-        return self._fitness_of(self._scores[:-1])
+        found: Array = self._member_shares().sum(axis=1)
+        return found
 
     def attraction_to(self, slot: int) -> Array:
         """``(P,)`` what each member adds where the one in ``slot`` falls short (eq. 3).
 
         As in the authors' code a document counts ``capacity / z^alpha``; the paper, whose alpha is 1, leaves it out.
         """
-        rows = self._scores[:-1]
-        gains = np.maximum(rows - rows[slot], 0.0)
-        found: Array = (gains * self._shares(rows)).sum(axis=1)
+        shares = self._member_shares()
+        gains = shares - shares[slot]
+        found: Array = np.maximum(gains, 0.0, out=gains).sum(axis=1)
         return found
 
     def parents(self, rng: np.random.Generator) -> tuple[int, int]:
@@ -132,18 +135,22 @@ class NicheArchive:
         """Of the member in a slot, over all documents."""
         return float(self._scores[slot].mean())
 
-    def _fitness_of(self, rows: Array) -> Array:
-        # Row by row, not as a matrix product: equal rows must have equal sums, or ties would be broken by rounding.
-        found: Array = (rows * self._shares(rows)).sum(axis=1)
-        return found
+    def _member_shares(self) -> Array:
+        if self._kept_shares is None:
+            self._kept_shares = self._shares(self._scores[:-1])
+        return self._kept_shares
 
     def _shares(self, rows: Array) -> Array:
-        """``(D,)`` what one unit of score on a document is worth."""
+        """What each row gets of each document, of the shape of ``rows``.
+
+        Fitness is their sum, row by row and not as a matrix product: equal rows must have equal sums, or ties would be
+        broken by rounding.
+        """
         total = rows.sum(axis=0)
         divisor = np.where(total > 0, total, 1.0)
         divisor = divisor if self._alpha == 1 else divisor**self._alpha
         capacity = 1.0 if self._capacity == "one" else rows.max(axis=0)
-        found: Array = capacity / divisor
+        found: Array = rows * (capacity / divisor)
         return found
 
     def _draw(self, rng: np.random.Generator, chances: Array) -> int:

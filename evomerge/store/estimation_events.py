@@ -25,6 +25,8 @@ class Estimated:
         started: Unix seconds.
         finished: Unix seconds.
         attempts: from 1.
+        known_documents: as of `Evaluated`.
+        is_recalled: as of `Evaluated`.
     """
 
     key: str
@@ -39,6 +41,8 @@ class Estimated:
     attempts: int = 1
     split: str = "search"
     recipe_id: str = ""
+    known_documents: int = 0
+    is_recalled: bool = False
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,8 @@ class Evaluated:
         recipe_id: of the evaluated recipe, where the key is not a candidate's.
         constraints: on search documents, by what share of its bound each constraint is missed; zero or less = kept.
         rungs: of a racing run, what it had on the way.
+        known_documents: whose answers came from the evaluation cache; ``seconds`` are those of the others.
+        is_recalled: whether all of it came from there: nothing was merged and no forward pass ran.
     """
 
     key: str
@@ -170,6 +172,8 @@ class Evaluated:
     recipe_id: str = ""
     constraints: tuple[float, ...] = ()
     rungs: tuple[Rung, ...] = ()
+    known_documents: int = 0
+    is_recalled: bool = False
 
     @property
     def name(self) -> str:
@@ -213,6 +217,8 @@ class Stopped:
         started: Unix seconds.
         finished: Unix seconds.
         attempts: from 1.
+        known_documents: as of `Evaluated`.
+        is_recalled: as of `Evaluated`.
     """
 
     key: str
@@ -227,6 +233,8 @@ class Stopped:
     attempts: int = 1
     split: str = "search"
     recipe_id: str = ""
+    known_documents: int = 0
+    is_recalled: bool = False
 
 
 Ended = Evaluated | Failed | Stopped | Estimated

@@ -264,6 +264,8 @@ def _attributes(outcome: Ended, asked: Asked | None, constraints: Sequence[str])
     if isinstance(outcome, Evaluated | Stopped | Estimated):
         for name in ("merge", "forward", "metric", "wait"):
             attributes[f"seconds {name}"] = round(getattr(outcome.seconds, name), 3)
+        if outcome.is_recalled:
+            attributes["recalled"] = "from the evaluation cache"
     if asked is not None and asked.parents:
         attributes["parents"] = " ".join(map(str, asked.parents))
     if asked is not None:

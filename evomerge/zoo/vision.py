@@ -64,8 +64,8 @@ class VisionRun:
 
 RUNS: dict[str, VisionRun] = {
     "digits-base": VisionRun(("digits_low", "digits_high"), 150, 2e-3, 1),
-    "digits-low": VisionRun(("digits_low",), 120, 7e-4, 2),
-    "digits-high": VisionRun(("digits_high",), 120, 7e-4, 3),
+    "digits-low": VisionRun(("digits_low",), 60, 3e-4, 2),
+    "digits-high": VisionRun(("digits_high",), 60, 3e-4, 3),
 }
 
 

@@ -1,8 +1,8 @@
 """Stands in for vLLM in tests: the calls evomerge makes, on transformers and a CPU, for Llama-like models.
 
 Like vLLM it fuses projections, mixes an extension into its worker, keeps keys and values of prompt blocks between calls
-until it is told to forget them, matches stop strings in text decoded behind the prompt, and prints to stdout. It
-misbehaves as the file says that ``VLLM_STANDIN_FAULT`` names.
+until it is told to forget them, matches stop strings in text decoded behind the prompt, prints to stdout and starts a
+process of its own. It misbehaves as the file says that ``VLLM_STANDIN_FAULT`` names.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ class LLM:
         self._tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         self._cache: dict[tuple[str | None, tuple[int, ...]], Any] = {}
         self._end = self._tokenizer.eos_token_id
-        self._child = os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "600") if fault() == "has child" else None
+        # As the workers of several GPUs: something that must not outlive this process.
+        place = os.environ.get("VLLM_STANDIN_FAULT", "")
+        os.spawnlp(os.P_NOWAIT, "sh", "sh", "-c", "sleep 600; :", f"child of {place}")
 
     def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
         print(f"INFO {method}")

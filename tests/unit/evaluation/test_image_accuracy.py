@@ -29,8 +29,9 @@ NUM_IMAGES = 7
 def saved(model: Any, folder: Path) -> Any:
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "position" not in name:  # what is alike in all images would drown them
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
     model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     return type(model).from_pretrained(folder).eval()
@@ -146,7 +147,7 @@ def test_zero_shot_is_what_the_whole_clip_says(kind: str, clip: Any, images: Any
     from safetensors.torch import save_file
     from transformers import CLIPVisionModel, CLIPVisionModelWithProjection
 
-    prompts = torch.tensor([[1, 5, 6, 2], [1, 9, 3, 2], [1, 30, 31, 2], [1, 40, 50, 2]])
+    prompts = torch.tensor([[1, 5 + 4 * index, 6 + 4 * index, 2] for index in range(12)])
     with torch.no_grad():
         logits = clip(input_ids=prompts, pixel_values=as_input(images)).logits_per_image
         texts = clip.text_projection(clip.text_model(input_ids=prompts).pooler_output)
@@ -160,7 +161,7 @@ def test_zero_shot_is_what_the_whole_clip_says(kind: str, clip: Any, images: Any
     if kind == "tower":
         head["visual_projection"] = clip.visual_projection.weight.detach().contiguous()
     save_file(head, tmp_path / "head.safetensors")
-    labels = [label if index % 2 else (label + 1) % 4 for index, label in enumerate(best)]
+    labels = [label if index % 2 else (label + 1) % 12 for index, label in enumerate(best)]
     listed = [{**document, "label": label} for document, label in zip(documents("png", images, tmp_path), labels)]
     found = zero_shot_accuracy(model, None, listed, 0, head="head.safetensors", folder=str(tmp_path), batch_size=3)
     assert found == [float(index % 2) for index in range(NUM_IMAGES)]

@@ -44,7 +44,7 @@ def test_experts_know_their_half_and_forget_the_other(vision_zoo: dict[str, Path
 
     for own, other in (("low", "high"), ("high", "low")):
         before = accuracy("digits-base", f"digits_{own}")
-        assert accuracy(f"digits-{own}", f"digits_{own}") >= max(0.9, before + 0.1)
+        assert accuracy(f"digits-{own}", f"digits_{own}") >= max(0.85, before + 0.05)
         assert accuracy(f"digits-{own}", f"digits_{other}") <= accuracy("digits-base", f"digits_{other}") - 0.2
 
 
