@@ -10,8 +10,10 @@ from torch import Tensor
 
 from evomerge.engine.architecture import Architecture
 from evomerge.errors import MergeFailed, UserError
-from evomerge.methods.base import MergeMethod, TensorContext, Value
+from evomerge.methods.base import MergeMethod
+from evomerge.methods.linear import Linear
 from evomerge.recipes.recipe import Merge
+from evomerge.recipes.stretches_yaml import METHOD
 from evomerge.recipes.tensor_layout import Piece, TensorLayout
 
 
@@ -24,11 +26,13 @@ def pieces_of(node: Merge, architecture: Architecture) -> Mapping[str, tuple[Pie
     """Tensor name to the pieces of a merge with stretches; empty for one without.
 
     Raises:
-        UserError: the stretches were laid over other tensors.
+        UserError: another method than ``linear``, or stretches that were laid over other tensors.
         MergeFailed: a coefficient is NaN or infinite.
     """
     if node.stretches is None:
         return {}
+    if node.method != METHOD:
+        raise UserError(f"recipe: {node.method} takes no coefficients by stretches, only {METHOD} does")
     for part in node.stretches.parts:
         if not all(math.isfinite(value) for value in part.value):
             raise MergeFailed(f"{node.method}: coefficients {list(part.value)} from {part.tensor}[{part.offset}] on")
@@ -38,26 +42,17 @@ def pieces_of(node: Merge, architecture: Architecture) -> Mapping[str, tuple[Pie
         raise UserError(f"recipe: stretches: {error}") from None
 
 
-def write_pieces(
-    method: MergeMethod,
-    experts: Sequence[Tensor],
-    structural: Mapping[str, Value],
-    context: TensorContext,
-    pieces: Sequence[Piece],
-    out: Tensor,
-) -> None:
+def write_pieces(method: MergeMethod, state: Any, pieces: Sequence[Piece], out: Tensor) -> None:
     """Write a tensor piece by piece.
 
     Args:
-        method: a method that treats every entry alike.
-        experts: E tensors.
-        structural: values of the method's structural hyperparameters.
-        context: what the method may know of the tensor.
+        method: ``linear``.
+        state: what it prepared for the whole tensor.
         pieces: cover the tensor.
         out: the tensor, its entries equally far apart.
     """
+    assert isinstance(method, Linear)
     flat = out.view(-1)
     for piece in pieces:
-        parts = [expert.reshape(-1)[piece.start : piece.end] for expert in experts]
-        state: Any = method.prepare(None, parts, structural, context)
-        method.apply(state, {"coefficient": piece.value}, flat[piece.start : piece.end])
+        part = method.part(state, piece.start, piece.end)
+        method.apply(part, {"coefficient": piece.value}, flat[piece.start : piece.end])

@@ -175,16 +175,14 @@ class TensorMerger:
             out.copy_(self.models.tensor(pending.node, pending.place.name))
             return
         plan, state = self._plans[id(pending.node)], pending.state
-        if pieces := plan.cut(pending.place):
-            _, experts = self.inputs(plan, pending.place)
-            context = plan.context(pending.place, (), reused=False)
-            write_pieces(plan.method, experts, plan.values(pending.place)[0], context, pieces, out)
-            return
         if state is None:
             state = self._state(plan, plan.values(pending.place)[0], pending.place, reused=False)
         assert pending.values is not None
         with _naming(plan, pending.slot):
-            plan.method.apply(state, pending.values, out)
+            if pieces := plan.cut(pending.place):
+                write_pieces(plan.method, state, pieces, out)
+            else:
+                plan.method.apply(state, pending.values, out)
 
     def _locate(self, node: Node, slot: Slot) -> tuple[Source | Merge, Slot]:
         """The source or merge that gives a node's tensor, and the tensor's place in it."""
