@@ -23,6 +23,7 @@ from evomerge.engine.block_places import BlockPlaces
 from evomerge.engine.merge_plan import MergePlan, Values
 from evomerge.engine.model_tensors import OpenModels
 from evomerge.engine.present_models import PresentModels
+from evomerge.engine.stretch_merge import write_pieces
 from evomerge.engine.surveys import Surveys, surveys_of
 from evomerge.engine.tensor_threads import TensorThreads
 from evomerge.errors import MergeFailed, UserError
@@ -178,7 +179,10 @@ class TensorMerger:
             state = self._state(plan, plan.values(pending.place)[0], pending.place, reused=False)
         assert pending.values is not None
         with _naming(plan, pending.slot):
-            plan.method.apply(state, pending.values, out)
+            if pieces := plan.cut(pending.place):
+                write_pieces(plan.method, state, pieces, out)
+            else:
+                plan.method.apply(state, pending.values, out)
 
     def _locate(self, node: Node, slot: Slot) -> tuple[Source | Merge, Slot]:
         """The source or merge that gives a node's tensor, and the tensor's place in it."""
@@ -201,7 +205,7 @@ class TensorMerger:
             self._add_plans(child)
         if not isinstance(node, Merge):
             return
-        plan = MergePlan(node, self._places.depth(node))
+        plan = MergePlan(node, self._places.depth(node), self.models.architecture)
         inputs = (node.method, node.base, node.experts, node.seed)
         # A merge inside that no candidate had before may be one that no candidate has again.
         plan.is_kept = inputs in self._key_numbers or all(isinstance(child, Source) for child in plan.inputs)

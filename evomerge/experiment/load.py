@@ -19,6 +19,7 @@ from evomerge.experiment.backend_problems import backend_problems
 from evomerge.experiment.config import ExperimentConfig
 from evomerge.experiment.cost_objectives import cost_problems
 from evomerge.experiment.estimation_problems import estimation_problems
+from evomerge.experiment.lineage_problems import lineage_problems
 from evomerge.experiment.model_facts import ModelFacts, find_model_facts
 from evomerge.experiment.objectives import ObjectiveRules, parse_rules
 from evomerge.experiment.overrides import apply_overrides
@@ -30,6 +31,7 @@ from evomerge.recipes.recipe_yaml import recipe_from_mapping
 from evomerge.search import base as search
 from evomerge.search.catalogue import SPECS, validate_optimizer
 from evomerge.spaces.joint_config import data_flow_of
+from evomerge.spaces.lineage_space import LineageSpace
 from evomerge.spaces.space import SearchSpace
 from evomerge.spaces.space_yaml import SpaceModels, build_space, load_space
 from evomerge.terms import derive_seed
@@ -171,10 +173,13 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
         found = tuple((name, node) for name, node in stages if not isinstance(node, Route))
         seed, shapes = derive_seed(config.seed, "masks"), facts.shapes
         merged = collect(lambda: _merged(config, where, experts, found, space_config)) or experts
-        models = SpaceModels(base, merged, facts.num_blocks, seed, config.dtype, facts.tensors, shapes, found)
+        models = SpaceModels(
+            base, merged, facts.num_blocks, seed, config.dtype, facts.tensors, shapes, found, facts.sizes
+        )
         space = collect(lambda: build_space(space_config, models))
     rules = None if fitness is None else collect(lambda: parse_rules(config, fitness, where))
     problems += _optimizer_problems(config, where, space, fitness)
+    problems += lineage_problems(config, where, space_config, fitness or ())
     problems += cost_problems(config, where, fitness or ())
     problems += racing_problems(config, where, fitness or ())
     problems += estimation_problems(config, where, fitness or ())
@@ -264,9 +269,9 @@ def _optimizer_problems(
     name = config.optimizer.name
     if name not in SPECS:
         return [Problem(f"{place}.name", f"no optimizer is called {name!r}. {did_you_mean(name, SPECS)}")]
-    if space is None or fitness is None:
-        return []
     spec = SPECS[name]
+    if space is None or fitness is None or spec.merges_seeds != isinstance(space, LineageSpace):
+        return []  # the last of them is told by `lineage_problems`
     if config.optimizer.mode == "steady_state" and not spec.steady_state:
         return [Problem(f"{place}.mode", f"{name} works in generations only")]
     if config.optimizer.warm_start is not None and not spec.warm_start:

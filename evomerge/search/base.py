@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from evomerge.search.lineage import Chromosome
 from evomerge.search.seed_gram import Gram
 from evomerge.terms import Array, Gene, GeneKind
 
@@ -82,6 +83,7 @@ class Problem:
         warm_start: whether the optimizer is told evaluations of another run (``know``) before the first ask.
         seeds: models that proposals are combinations of, for optimizers with ``OptimizerSpec.merges_seeds``; then there
             are no genes.
+        chromosomes: with seeds, parameters that crossovers split on their own; empty = all are one.
     """
 
     genes: tuple[Gene, ...]
@@ -96,6 +98,7 @@ class Problem:
     num_documents: tuple[int, ...] = ()
     warm_start: bool = False
     seeds: Gram | None = None
+    chromosomes: tuple[Chromosome, ...] = ()
 
 
 @dataclass(frozen=True)

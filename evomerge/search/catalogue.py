@@ -28,6 +28,7 @@ from evomerge.search.gene_box import is_constant
 from evomerge.search.map_specs import MAP_SPECS
 from evomerge.search.pareto_specs import PARETO_SPECS
 from evomerge.search.population import cma_population_size, ga_population_size, nsga_population_size
+from evomerge.search.seed_specs import SEED_SPECS
 from evomerge.search.setting_values import expected_of, fits
 from evomerge.terms import GeneKind
 
@@ -199,6 +200,7 @@ _ALL = (
     ),
     *PARETO_SPECS,
     *MAP_SPECS,
+    *SEED_SPECS,
 )
 
 SPECS: dict[str, OptimizerSpec] = {spec.name: spec for spec in _ALL}
@@ -276,12 +278,20 @@ def _setting_problem(spec: OptimizerSpec, key: str, value: Any) -> SettingProble
 
 
 def _gene_problem(spec: OptimizerSpec, problem: Problem) -> SettingProblem | None:
+    if spec.merges_seeds:
+        message = f"{spec.name} merges seed models as a whole and has no use for genes. Use a `kind: lineage` space."
+        return SettingProblem("search_space", message) if problem.genes else None
+    if problem.seeds is not None:
+        able = ", ".join(other.name for other in SPECS.values() if other.merges_seeds)
+        message = f"{spec.name} searches genes, and merges of merges have none. Use {able}, or another search space."
+        return SettingProblem("optimizer.name", message)
     if all(is_constant(gene) for gene in problem.genes):
         return SettingProblem("search_space", "has no gene that can change, so there is nothing to search")
     misfits = [gene for gene in problem.genes if gene.kind not in spec.gene_kinds]
     if not misfits:
         return None
-    able = [other.name for other in SPECS.values() if {gene.kind for gene in misfits} <= other.gene_kinds]
+    kinds = {gene.kind for gene in misfits}
+    able = [other.name for other in SPECS.values() if kinds <= other.gene_kinds and not other.merges_seeds]
     return SettingProblem(
         "optimizer.name",
         f"{spec.name} handles only {_join(spec.gene_kinds)} genes, but {len(misfits)} of {len(problem.genes)} genes "
@@ -298,7 +308,7 @@ def _objective_problem(spec: OptimizerSpec, settings: Mapping[str, Any], problem
         )
     if _takes(spec, count):
         return None
-    able = [other.name for other in SPECS.values() if _takes(other, count)]
+    able = [other.name for other in SPECS.values() if _takes(other, count) and not other.merges_seeds]
     hint = "" if count == 1 else "Scalarise them with a single-objective optimizer, or use "
     return SettingProblem(
         "optimizer.name",

@@ -12,6 +12,7 @@ Reference: Abrantes et al. 2025, Competition and Attraction Improve Model Fusion
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -29,14 +30,14 @@ class M2n2(Optimizer):
     Args:
         problem: with ``seeds``, no genes; its results carry ``document_scores``.
         population_size: members of the archive P.
-        warm_up: random merges of seeds after the seeds themselves, ``None`` = until the archive is full.
+        warm_up: random merges of seeds after the seeds themselves, ``auto`` = until the archive is full.
         competition: whether members compete for documents; False = a plain genetic algorithm.
         alpha: how strongly; below 1 the archive is less diverse.
         attraction: whether the second parent is drawn by what it adds to the first.
         split_point: whether interpolation weights turn around at a drawn parameter.
         capacity: of a document, ``one`` or ``best`` (of the members' scores on it).
         mutation_sigma: standard deviation of noise on every parameter of a child, 0 = none.
-        chromosomes: parameters with split points of their own, empty = all are one.
+        chromosomes: parameters with split points of their own, empty = those of the problem, else all are one.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class M2n2(Optimizer):
         problem: Problem,
         *,
         population_size: int = 20,
-        warm_up: int | None = None,
+        warm_up: int | Literal["auto"] = "auto",
         competition: bool = True,
         alpha: float = 1.0,
         attraction: bool = True,
@@ -57,10 +58,10 @@ class M2n2(Optimizer):
         if problem.seeds is None:
             raise ValueError("M2N2 merges seed models: the problem has none")
         self._seeds = problem.seeds
-        self._chromosomes = tuple(chromosomes) or whole(self._seeds.size)
+        self._chromosomes = tuple(chromosomes) or problem.chromosomes or whole(self._seeds.size)
         check_chromosomes(self._chromosomes, self._seeds.size)
         self._population_size = population_size
-        count = max(0, population_size - self._seeds.num_seeds) if warm_up is None else warm_up
+        count = max(0, population_size - self._seeds.num_seeds) if warm_up == "auto" else warm_up
         self._first_child = self._seeds.num_seeds + count
         self._split_point, self._sigma = split_point, mutation_sigma
         self._rules = {

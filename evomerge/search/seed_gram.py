@@ -80,14 +80,21 @@ class CellGram:
         read: gives the seeds' parameters ``(K, end - start)`` of ``[start, end)``, in any float type; it is never asked
             for more than a cell.
         edges: ``(C + 1,)`` increasing from 0 to n: where cells begin and end, for example the tensors.
+        cells: ``(C, K, K)`` inner products over each cell where they are known; None = they are computed now.
+        products: gives the inner products ``(K, K)`` over a part of a cell; None = from what ``read`` gives.
     """
 
-    def __init__(self, read: ReadSeeds, edges: Sequence[int]) -> None:
-        self._read = read
+    def __init__(
+        self, read: ReadSeeds, edges: Sequence[int], cells: Array | None = None, products: ReadSeeds | None = None
+    ) -> None:
+        self._read, self._products = read, products
         self._edges = np.array(edges, dtype=np.int64)
         if len(edges) < 2 or edges[0] != 0 or np.any(np.diff(self._edges) <= 0):
             raise ValueError(f"the edges of cells must increase from 0, got {list(edges)}")
-        cells = [self._direct(int(low), int(high)) for low, high in pairwise(self._edges)]
+        if cells is None:
+            cells = np.array([self._direct(int(low), int(high)) for low, high in pairwise(self._edges)])
+        if len(cells) != len(self._edges) - 1:
+            raise ValueError(f"{len(self._edges) - 1} cells have no {len(cells)} matrices of inner products")
         self._sums = np.concatenate([np.zeros((1, *cells[0].shape)), np.cumsum(cells, axis=0)])
         self._inside: dict[int, Array] = {}
 
@@ -125,6 +132,8 @@ class CellGram:
         return self._inside[position]
 
     def _direct(self, start: int, end: int, noises: tuple[Noise, ...] = ()) -> Array:
+        if self._products is not None and not noises:
+            return self._products(start, end)
         rows = np.asarray(self._read(start, end), dtype=np.float64)
         if noises:
             rows = np.vstack([rows, *(noise.values(start, end) for noise in noises)])
