@@ -14,8 +14,11 @@ A round, from the identity as basis:
 
 Later rounds begin with the equal mixture of their experts and uniform coefficients; the experts themselves have their
 scores already and join population and history (published: they are evaluated again). Generators are new in each round
-(published code; the paper: in each iteration, ``fresh_generators``). Published searches have two rounds; here rounds
-follow each other until the budget ends.
+(published code; the paper: in each iteration, ``fresh_generators``).
+
+A published search ends after two rounds. Here it goes on: after ``rounds`` rounds the basis is the identity again, with
+fresh uniform points beside the best models so far, and so on until the budget ends. A basis shifted ever further would
+be one of models that are nearly the same.
 
 Failed candidates and those that were stopped (racing) are losers, failures last, and never in the population. A point
 whose product leaves a range is cut there. While no candidate has a fitness, points are uniform. Points asked beyond a
@@ -44,7 +47,6 @@ from evomerge.search.swarm import place_key
 from evomerge.search.swarm_start import expert_points
 from evomerge.terms import Array, derive_seed
 
-PUBLISHED_ROUNDS = 2
 SAME = 1e-6  # models nearer than this in every coordinate are one
 FOUND = 1e-6  # largest error of a point's coordinates in the basis
 
@@ -86,8 +88,9 @@ class EvoGm(Optimizer):
 
     Args:
         problem: real genes, one objective.
-        population_size: P; ``auto`` = twice the genes, fewer where the budget would not allow two rounds.
+        population_size: P; ``auto`` = twice the genes, fewer where the budget would not allow ``rounds`` rounds.
         iterations: of a round.
+        rounds: until the basis is the identity again.
         winners: share of the history.
         fresh_generators: train new generators in every iteration.
         width: of the generators' first layer.
@@ -102,6 +105,7 @@ class EvoGm(Optimizer):
         *,
         population_size: int | Literal["auto"],
         iterations: int,
+        rounds: int,
         winners: float,
         fresh_generators: bool,
         width: int,
@@ -109,9 +113,10 @@ class EvoGm(Optimizer):
     ) -> None:
         super().__init__(problem)
         free = free_genes(problem.genes)
-        auto = evogm_population_size(len(free), problem.evaluations, PUBLISHED_ROUNDS * (iterations + 1))
+        auto = evogm_population_size(len(free), problem.evaluations, rounds * (iterations + 1))
         self._population_size = auto if population_size == "auto" else population_size
         self._iterations = iterations
+        self._rounds = rounds
         self._winner_share = winners
         self._fresh = fresh_generators
         self._width = width
@@ -225,11 +230,12 @@ class EvoGm(Optimizer):
             self._begin([np.full(len(self._basis), 1.0 / len(self._basis))])
             return
         kept = experts[: len(self._basis)]
-        self._basis = np.stack([known.model for known in kept])
-        units = np.eye(len(kept))
-        self._history = [Known(unit, one.model, one.index, one.order) for unit, one in zip(units, kept)]
+        models, units = np.stack([known.model for known in kept]), np.eye(len(kept))
+        starts_again = self._round % self._rounds == 0
+        self._basis, points = (units, models) if starts_again else (models, units)
+        self._history = [Known(point, one.model, one.index, one.order) for point, one in zip(points, kept)]
         self._population = sorted(self._history, key=_order)[: self.population_size]
-        self._begin([np.full(len(kept), 1.0 / len(kept))])
+        self._begin([] if starts_again else [np.full(len(kept), 1.0 / len(kept))])
 
     def _begin(self, named: Sequence[Array]) -> None:
         """Lay out the first points of a round."""

@@ -26,7 +26,7 @@ def _rate(name: str, default: float, description: str, high: float = 10.0) -> Se
 def _evogm_objections(settings: Mapping[str, Any], problem: Problem) -> Iterator[tuple[str, str]]:
     size = settings.get("population_size", "auto")
     if size == "auto":
-        generations = 2 * (settings.get("iterations", 3) + 1)
+        generations = settings.get("rounds", 2) * (settings.get("iterations", 3) + 1)
         size = evogm_population_size(len(free_genes(problem.genes)), problem.evaluations, generations)
     if problem.evaluations is not None and problem.evaluations < size:
         yield (
@@ -123,10 +123,11 @@ SWARM_SPECS = (
                 "population_size",
                 "int_or_auto",
                 "auto",
-                "candidates of a generation; auto = twice the genes, fewer where two rounds would not fit, at least 8",
+                "candidates of a generation; auto = twice the genes, fewer where that many rounds would not fit, at least 8",
                 low=4,
             ),
             Setting("iterations", "int", 3, "generations of the networks before the basis shifts", low=1, high=1000),
+            Setting("rounds", "int", 2, "rounds until the basis is the genes again, published: until the end", low=1),
             Setting("winners", "float", 0.3, "share of a round's history that is good", low=0.01, high=0.99),
             Setting("fresh_generators", "bool", False, "train new networks in each iteration, not in each round"),
             Setting("width", "int", 128, "of the networks' first layer; the middle ones are twice as wide", low=1,
