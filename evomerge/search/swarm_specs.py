@@ -123,7 +123,7 @@ SWARM_SPECS = (
                 "population_size",
                 "int_or_auto",
                 "auto",
-                "candidates of a generation; auto = twice the genes, fewer where that many rounds would not fit, at least 8",
+                "candidates of a generation; auto = twice the genes, at least 8, fewer where the rounds would not fit",
                 low=4,
             ),
             Setting("iterations", "int", 3, "generations of the networks before the basis shifts", low=1, high=1000),
