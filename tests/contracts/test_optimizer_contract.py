@@ -40,6 +40,10 @@ OWN = {
     "map": {"population_size": 8, "num_design": 10, "surrogate_generations": 5},
     "bayesian_map": {"population_size": 9, "num_design": 15, "surrogate_generations": 5},
     "nested_map": {"population_size": 6, "pair_points": 7, "surrogate_generations": 5},
+    # The first ones are the experts, whatever the seed.
+    "pso": {"population_size": 7},
+    "model_swarms": {"population_size": 7},
+    "evogm": {"population_size": 6, "width": 8, "training_steps": 20, "learning_rate": 0.01, "iterations": 1},
 }
 # Optimizers that merge seeds have no genes; these are three random models of 50 parameters.
 SEEDS = CellGram.of_vectors(np.random.default_rng(0).standard_normal((3, 50)), cell=16)
