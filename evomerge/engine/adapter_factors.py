@@ -116,8 +116,6 @@ def _rank_problems(adapters: Sequence[tuple[str, LoraAdapter]]) -> Iterator[tupl
         key, found = next(iter(differing.items()))
         listed = ", ".join(f"{name} {rank}" for name, rank in found.items())
         more = f" and {len(differing) - 1} more tensors" if len(differing) > 1 else ""
-        yield (
-            "experts",
-            f"adapters must have one rank, got {listed} in {key}{more}; factors of different rank cannot be added. "
-            "Train them with one rank, or merge them as task vectors (task_arithmetic)",
-        )
+        remedy = "Train them with one rank, or merge them as task vectors (task_arithmetic)"
+        why = "factors of different rank cannot be added"
+        yield "experts", f"adapters must have one rank, got {listed} in {key}{more}; {why}. {remedy}"

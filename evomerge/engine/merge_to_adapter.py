@@ -21,8 +21,8 @@ from evomerge.engine.architecture import Slot
 from evomerge.engine.fit_problems import some
 from evomerge.engine.lora import PREFIX, LoraAdapter
 from evomerge.engine.low_rank import LowRank, cut_matrix, sum_of_products
-from evomerge.engine.merge_to_disk import RECIPE_NAME
 from evomerge.engine.merge_plan import MergePlan
+from evomerge.engine.merge_to_disk import RECIPE_NAME
 from evomerge.engine.model_card import model_card
 from evomerge.engine.model_tensors import OpenModels
 from evomerge.engine.output_directory import check_output_dir, output_directory
@@ -168,7 +168,9 @@ class _Merging:
             return None
         if found.rank != self.rank:
             return sum_of_products([found.up], [found.down], self.rank)
-        return LowRank(found.up, found.down, 0.0, float(torch.linalg.matrix_norm(found.up.double() @ found.down.double())))
+        return LowRank(
+            found.up, found.down, 0.0, float(torch.linalg.matrix_norm(found.up.double() @ found.down.double()))
+        )
 
     def _exact(self, slot: Slot) -> LowRank | None:
         """The sum of the adapters' products, where the method is one and every adapter has one or nothing."""

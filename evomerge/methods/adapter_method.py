@@ -36,7 +36,7 @@ class Factors:
 
     @property
     def rank(self) -> int:
-        """r."""
+        """Rank r of the product."""
         return int(self.down.shape[0])
 
     def flat_product(self) -> Tensor:

@@ -10,7 +10,13 @@ ADAPTER_SPECS = (
         "One adapter of many: thinned A factors, weighted sums of both factors",
         (
             Hyperparameter(
-                "keep", "expert", "float", 1.0, 0.0, 1.0, is_closed=True,
+                "keep",
+                "expert",
+                "float",
+                1.0,
+                0.0,
+                1.0,
+                is_closed=True,
                 description="fraction of the largest entries of the adapter's A that is kept, in [0, 1]",
             ),
             Hyperparameter("scale", "expert", "float", None, -1.5, 1.5, description="multiplies both A and B"),
