@@ -168,9 +168,8 @@ class _Merging:
             return None
         if found.rank != self.rank:
             return sum_of_products([found.up], [found.down], self.rank)
-        return LowRank(
-            found.up, found.down, 0.0, float(torch.linalg.matrix_norm(found.up.double() @ found.down.double()))
-        )
+        norm = torch.linalg.matrix_norm(found.up.double() @ found.down.double())
+        return LowRank(found.up, found.down, 0.0, float(norm))
 
     def _exact(self, slot: Slot) -> LowRank | None:
         """The sum of the adapters' products, where the method is one and every adapter has one or nothing."""

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import MergeFailed, UserError
@@ -104,7 +104,6 @@ class Worker:
             return Evaluation(seconds=Seconds(merge=merge_seconds, forward=spent), failure=failure)
 
     def _build_evaluator(self, configs: tuple[dict[str, Any], ...]) -> Evaluator:
-        from evomerge.engine.model_cost import model_cost
         from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 
         settings = EvaluatorSettings(
@@ -118,8 +117,7 @@ class Worker:
         )
         evaluator = build_evaluator(configs, self._plan.documents, settings)
         with self._live.out_of_route():
-            cost = partial(model_cost, self._live.model, self._live.architecture)
-            evaluator.bind(self._live.model, self._live.tokenizer, cost)
+            evaluator.bind(self._live.model, self._live.tokenizer, self._live.cost)
         return evaluator
 
     @cached_property
