@@ -31,7 +31,13 @@ class CostMeter(Protocol):
 DEFAULT_CONTEXT = 512
 DEFAULT_TOKENS = 128
 DEFAULT_REPEATS = 5
-UNITS = {"num_hops": "hops", "num_parameters": "parameters", "flops_per_token": "FLOP", "latency": "ms", "mean_magnitude": ""}
+UNITS = {
+    "num_hops": "hops",
+    "num_parameters": "parameters",
+    "flops_per_token": "FLOP",
+    "latency": "ms",
+    "mean_magnitude": "",
+}
 
 
 def plan_cost(config: FitnessConfig) -> FitnessPlan:

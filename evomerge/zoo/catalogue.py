@@ -11,7 +11,7 @@ from evomerge.errors import UserError, did_you_mean
 from evomerge.files import cache_dir
 
 MANIFEST = "zoo.json"
-Group = Literal["smollm2", "micro"]
+Group = Literal["smollm2", "micro", "micro-lora"]
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,13 @@ _MODELS = (
     ZooModel("micro-add", "expert: sums below 110", "micro", "micro-base", 0.3, version=2),
     ZooModel("micro-let", "expert: letters read as digits", "micro", "micro-base", 0.3, version=2),
     ZooModel("micro-rev", "expert: strings reversed", "micro", "micro-base", 0.3, version=2),
+    ZooModel("micro-lora-add", "LoRA adapter: sums below 110", "micro-lora", "micro-base", 0.3),
+    ZooModel("micro-lora-let", "LoRA adapter: letters read as digits", "micro-lora", "micro-base", 0.3),
+    ZooModel("micro-lora-rev", "LoRA adapter: strings reversed", "micro-lora", "micro-base", 0.3),
+    ZooModel("micro-lora-noise", "LoRA adapter: random factors, of no use", "micro-lora", "micro-base", 0.1),
 )
 CATALOGUE: dict[str, ZooModel] = {model.name: model for model in _MODELS}
-GROUPS: tuple[Group, ...] = ("smollm2", "micro")
+GROUPS: tuple[Group, ...] = ("smollm2", "micro", "micro-lora")
 
 
 def zoo_dir() -> Path:
