@@ -2,9 +2,10 @@
 
 All are to be lowered, have no documents, and are the same in every split. The first three are counted, exactly and
 without running anything. ``mean_magnitude`` of a hyperparameter is the mean of ``|value|`` in the recipe, over experts
-and tensors: with a weight, an L1 penalty; 0 for recipes without it. ``latency`` is measured: the median wall time of a forward over one fixed prompt. It depends
-on the machine and on what else runs there, so it differs from one evaluation to the next; compare values of one run on
-an idle machine only, and prefer ``flops_per_token`` where the search itself has to be repeatable.
+and tensors: with a weight, an L1 penalty; 0 for recipes without it. ``latency`` is measured: the median wall time of a
+forward over one fixed prompt. It depends on the machine and on what else runs there, so it differs from one evaluation
+to the next; compare values of one run on an idle machine only, and prefer ``flops_per_token`` where the search itself
+has to be repeatable.
 """
 
 from __future__ import annotations

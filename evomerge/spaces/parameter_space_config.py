@@ -11,7 +11,7 @@
 - ``fixed``: plain values, or one for each expert.
 - ``smooth``: ``groups.blocks`` is a number of knots, equally spaced from the first to the last block, linear between.
 - ``init_from``: a recipe file whose values are the start.
-- ``values_from``: an earlier stage; what it found is the start, and the value of all that is neither searched nor fixed.
+- ``values_from``: an earlier stage, whose winner is the start and gives all that is neither searched nor fixed.
 - ``before``, ``after``: lists of ``{method, parameters, fixed}`` put on each expert first, or on the merged model (see
   recipes/modifiers.py); their parameters are searched in the same groups.
 

@@ -77,7 +77,8 @@ def expand(name: str) -> list[ZooModel]:
         UserError: neither a model nor a group.
     """
     if name == "all" or name in GROUPS:
-        return [model for model in _MODELS if name in ("all", model.group)]
+        wanted = [part for model in _MODELS if name in ("all", model.group) for part in expand(model.name)]
+        return list(dict.fromkeys(wanted))
     if name not in CATALOGUE:
         raise UserError(f"the zoo cannot build {name!r}. {did_you_mean(name, [*CATALOGUE, *GROUPS, 'all'])}")
     model = CATALOGUE[name]
