@@ -122,7 +122,7 @@ class TensorLayout:
         for index, name in enumerate(self.names):
             start, end = self.starts[index], self.starts[index + 1]
             number = bisect_right(bounds, start) - 1
-            pieces = []
+            pieces: list[Piece] = []
             while number < len(stretches.parts) and (bounds[number] < end or not pieces):
                 low, high = max(bounds[number], start), min(bounds[number + 1], end)
                 pieces.append(Piece(low - start, high - start, stretches.parts[number].value))
