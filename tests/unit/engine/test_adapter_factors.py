@@ -119,7 +119,7 @@ def test_what_is_no_pool_of_adapters_is_refused_at_once(adapters: Callable[..., 
 def test_values_outside_are_told_by_name(tmp_path: Path) -> None:
     text = "method: evo_merging\nbase: b\nexperts: {a: {model: b, adapter: c}}\nparameters: {keep: 1.2, scale: 0.5}\n"
     (tmp_path / "recipe.yaml").write_text(text)
-    with pytest.raises(InvalidInput, match="from 0 to 1, got 1.2"):
+    with pytest.raises(InvalidInput, match=r"from 0 to 1, got 1\.2"):
         load_recipe(tmp_path / "recipe.yaml")
     (tmp_path / "recipe.yaml").write_text(text.replace("keep: 1.2, scale: 0.5", "keep: 1.0"))
     with pytest.raises(InvalidInput, match="scale"):
