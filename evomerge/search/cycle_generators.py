@@ -20,6 +20,7 @@ Float32 = npt.NDArray[np.float32]
 
 WIDTHS = (1, 2, 2, 2, 1)  # hidden layers, in units of the width
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam
+BLOCK = 16384  # parameters of one block
 
 
 @dataclass(frozen=True)
@@ -159,14 +160,17 @@ class CycleGenerators:
         return float(cycle) * (means[0] + means[1]) + float(target) * means[2]
 
     def _adam(self) -> None:
+        """One step, block by block: a block's numbers stay in the cache over all operations."""
         self._num_steps += 1
-        first, second = BETAS
-        self._means *= np.float32(first)
-        self._means += np.float32(1 - first) * self._gradient
-        self._squares *= np.float32(second)
-        np.square(self._gradient, out=self._gradient)
-        self._squares += np.float32(1 - second) * self._gradient
-        rate = self._training.learning_rate / (1 - first**self._num_steps)
-        root = np.sqrt(self._squares) / np.float32(np.sqrt(1 - second**self._num_steps)) + np.float32(EPSILON)
-        self._parameters -= np.float32(rate) * self._means / root
-        self._gradient[:] = 0
+        first, second = (np.float32(beta) for beta in BETAS)
+        rate = np.float32(self._training.learning_rate / (1 - BETAS[0] ** self._num_steps))
+        root_scale = np.float32(1 / np.sqrt(1 - BETAS[1] ** self._num_steps))
+        for begin in range(0, len(self._parameters), BLOCK):
+            block = slice(begin, begin + BLOCK)
+            gradient, mean, square = self._gradient[block], self._means[block], self._squares[block]
+            mean *= first
+            mean += np.float32(1 - BETAS[0]) * gradient
+            square *= second
+            square += np.float32(1 - BETAS[1]) * gradient**2
+            self._parameters[block] -= rate * mean / (np.sqrt(square) * root_scale + np.float32(EPSILON))
+            gradient[:] = 0
