@@ -35,11 +35,11 @@ class MutationState:
 class SvdMutation(MergeMethod):
     """``θ0 + U (w ∘ Σ) Vᵀ`` with ``τ = U Σ Vᵀ`` and each of the r numbers w uniform between ``w_min`` and ``w_max``.
 
-    ``draw`` says which numbers: they come from it, the recipe's seed and the tensor's name, so that a recipe gives
-    the same bits anywhere. 0 draws none and leaves the expert as it is, as do ``w_min`` and ``w_max`` of 1. Linear maps
+    ``draw`` says which numbers: they come from it, the recipe's seed and the tensor's name, so that a recipe gives the
+    same bits anywhere. 0 draws none and leaves the expert as it is, as do ``w_min`` and ``w_max`` of 1. Linear maps
     only, and stacks of them matrix by matrix; vectors and tables of tokens keep the expert's values. The published
     mutation has ``w_min`` 0 and ``w_max`` 0.3, and so shrinks the task vector to 0.15 of its size on average.
-    Reference: Kuroki 2025, CycleQD, section 3.3, https://arxiv.org/abs/2410.14735
+    Reference: Kuroki 2025, CycleQD, https://arxiv.org/abs/2410.14735
     """
 
     def prepare(
