@@ -180,11 +180,8 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
     rules = None if fitness is None else collect(lambda: parse_rules(config, fitness, where))
     problems += _optimizer_problems(config, where, space, fitness)
     problems += lineage_problems(config, where, space_config, fitness or ())
-    problems += cost_problems(config, where, fitness or ())
-    problems += racing_problems(config, where, fitness or ())
-    problems += estimation_problems(config, where, fitness or ())
     problems += backend_problems(config, where, [*(fitness or ()), *(report or ())], space, stages)
-    problems += cache_problems(config, where)
+    problems += _scoring_problems(config, where, fitness or ())
     if problems:
         raise InvalidInput(problems)
     assert fitness is not None
@@ -201,6 +198,16 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
     return Experiment(
         config, where, base, experts, space, *fitnesses, sources, resolved, notes, facts.depths, stages, rules
     )
+
+
+def _scoring_problems(config: ExperimentConfig, where: str, fitness: Sequence[FitnessConfig]) -> list[Problem]:
+    """What is wrong with costs, with ways to score fewer documents, and with the cache."""
+    return [
+        *cost_problems(config, where, fitness),
+        *racing_problems(config, where, fitness),
+        *estimation_problems(config, where, fitness),
+        *cache_problems(config, where),
+    ]
 
 
 def _found(config: ExperimentConfig, where: str, problems: list[Problem]) -> Iterator[tuple[str, Node]]:

@@ -430,9 +430,11 @@ def test_global_random_states_and_thread_counts_stay(name: str) -> None:
     "name", [name for name, spec in SPECS.items() if any(s.name == "propose_initial" for s in spec.settings)]
 )
 def test_the_initial_values_come_first_when_wanted(name: str) -> None:
-    initial = [2.0, 2.0, 0.0, 1.0, 0.0, 0.3]
-    assert make(name, MIXED).ask().genotype.tolist() == initial
-    assert make(name, MIXED, propose_initial=False).ask().genotype.tolist() != initial
+    genes, initial = MIXED, [2.0, 2.0, 0.0, 1.0, 0.0, 0.3]
+    if not {gene.kind for gene in MIXED} <= SPECS[name].gene_kinds:
+        genes, initial = REAL, [gene.initial for gene in REAL]
+    assert make(name, genes, propose_initial=True).ask().genotype.tolist() == initial
+    assert make(name, genes, propose_initial=False).ask().genotype.tolist() != initial
 
 
 def test_seeds_and_genes_do_not_mix() -> None:

@@ -67,7 +67,7 @@ def test_two_stages(experiment: Path) -> None:
     assert result.exit_code == 0
     first, second = (open_run(result.run_dir / folder) for folder in ("1-denoise", "2-scale"))
     for opened, penalised in ((first, "keep"), (second, "scale")):
-        for candidate in opened.state.candidates.values():
+        for candidate in opened.state.candidates:
             values = numbers(opened.recipe(candidate), penalised)
             assert candidate.fitness is not None
             assert candidate.fitness[1] == pytest.approx(-sum(map(abs, values)) / len(values))
