@@ -180,9 +180,8 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
     rules = None if fitness is None else collect(lambda: parse_rules(config, fitness, where))
     problems += _optimizer_problems(config, where, space, fitness)
     problems += lineage_problems(config, where, space_config, fitness or ())
-    problems += cost_problems(config, where, fitness or ())
-    problems += racing_problems(config, where, fitness or ())
-    problems += estimation_problems(config, where, fitness or ())
+    for found_in in (cost_problems, racing_problems, estimation_problems):
+        problems += found_in(config, where, fitness or ())
     problems += backend_problems(config, where, [*(fitness or ()), *(report or ())], space, stages)
     problems += cache_problems(config, where)
     if problems:
