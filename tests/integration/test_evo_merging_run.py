@@ -67,15 +67,15 @@ def test_two_stages(experiment: Path) -> None:
     assert result.exit_code == 0
     first, second = (open_run(result.run_dir / folder) for folder in ("1-denoise", "2-scale"))
     for opened, penalised in ((first, "keep"), (second, "scale")):
-        for candidate in opened.state.candidates.values():
+        for candidate in opened.state.candidates:
             values = numbers(opened.recipe(candidate), penalised)
             assert candidate.fitness is not None
             assert candidate.fitness[1] == pytest.approx(-sum(map(abs, values)) / len(values))
-    start = first.recipe(next(iter(first.state.candidates.values())))
+    start = first.recipe(first.state.candidates[0])
     assert (numbers(start, "keep"), numbers(start, "scale")) == ((1.0, 1.0), (0.5, 0.5))
     ((name, found),) = second.experiment.stages
     assert name == "denoise"
-    recipes = [second.recipe(candidate) for candidate in second.state.candidates.values()]
+    recipes = [second.recipe(candidate) for candidate in second.state.candidates]
     assert recipes[0].model == found  # a second stage that finds nothing better ends where the first one did
     assert {numbers(recipe, "keep") for recipe in recipes} == {numbers(recipes[0], "keep")}
     assert len({numbers(recipe, "scale") for recipe in recipes}) == len(recipes)
