@@ -20,7 +20,7 @@ class ZooModel:
 
     Attributes:
         name: what stands after ``zoo:`` in an experiment.
-        group: models of one group share their architecture and vocabulary.
+        group: models of one group share their architecture and vocabulary; `micro-lora` holds adapters on `micro`.
         parent: the model it is fine-tuned from; None for a base.
         minutes: core-minutes to build it (not its parent) on the machine of docs/benchmarks.md.
         version: raised when the recipe changes, so that an older build is made again.
