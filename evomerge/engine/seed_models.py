@@ -50,7 +50,7 @@ class SeedModels:
         self._seeds = tuple(seeds)
         self._slots = tuple(slot for slot in self._models.architecture.slots if slot.num_elements)
         self.layout = layout_of(self._models.architecture)
-        edges = []
+        edges: list[int] = []
         for slot in self._slots:
             start, end = self.layout.span(slot.name)
             edges += range(start, end, CELL)

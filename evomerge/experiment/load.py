@@ -179,9 +179,7 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
         space = collect(lambda: build_space(space_config, models))
     rules = None if fitness is None else collect(lambda: parse_rules(config, fitness, where))
     problems += _optimizer_problems(config, where, space, fitness)
-    problems += lineage_problems(config, where, space_config, fitness or ())
-    for found_in in (cost_problems, racing_problems, estimation_problems):
-        problems += found_in(config, where, fitness or ())
+    problems += _problems_of_fitness(config, where, space_config, fitness or ())
     problems += backend_problems(config, where, [*(fitness or ()), *(report or ())], space, stages)
     problems += cache_problems(config, where)
     if problems:
@@ -200,6 +198,15 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
     return Experiment(
         config, where, base, experts, space, *fitnesses, sources, resolved, notes, facts.depths, stages, rules
     )
+
+
+def _problems_of_fitness(
+    config: ExperimentConfig, where: str, space_config: object, fitness: Sequence[FitnessConfig]
+) -> Iterator[Problem]:
+    yield from lineage_problems(config, where, space_config, fitness)
+    yield from cost_problems(config, where, fitness)
+    yield from racing_problems(config, where, fitness)
+    yield from estimation_problems(config, where, fitness)
 
 
 def _found(config: ExperimentConfig, where: str, problems: list[Problem]) -> Iterator[tuple[str, Node]]:

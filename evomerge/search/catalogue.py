@@ -282,16 +282,16 @@ def _gene_problem(spec: OptimizerSpec, problem: Problem) -> SettingProblem | Non
         message = f"{spec.name} merges seed models as a whole and has no use for genes. Use a `kind: lineage` space."
         return SettingProblem("search_space", message) if problem.genes else None
     if problem.seeds is not None:
-        able = ", ".join(other.name for other in SPECS.values() if other.merges_seeds)
-        message = f"{spec.name} searches genes, and merges of merges have none. Use {able}, or another search space."
+        mergers = ", ".join(other.name for other in SPECS.values() if other.merges_seeds)
+        message = f"{spec.name} searches genes, and merges of merges have none. Use {mergers}, or another search space."
         return SettingProblem("optimizer.name", message)
     if all(is_constant(gene) for gene in problem.genes):
         return SettingProblem("search_space", "has no gene that can change, so there is nothing to search")
     misfits = [gene for gene in problem.genes if gene.kind not in spec.gene_kinds]
     if not misfits:
         return None
-    kinds = {gene.kind for gene in misfits}
-    able = [other.name for other in SPECS.values() if kinds <= other.gene_kinds and not other.merges_seeds]
+    wanted = {gene.kind for gene in misfits}
+    able = [other.name for other in SPECS.values() if wanted <= other.gene_kinds and not other.merges_seeds]
     return SettingProblem(
         "optimizer.name",
         f"{spec.name} handles only {_join(spec.gene_kinds)} genes, but {len(misfits)} of {len(problem.genes)} genes "

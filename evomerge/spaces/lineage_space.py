@@ -63,7 +63,7 @@ class LineageConfig(Strict):
         elif self.seeds is not None and len(self.seeds) < 2:
             yield "seeds", f"one seed has nobody to be merged with; name two or more, got {self.seeds[0]!r}"
         groups = self.chromosomes or {}
-        if list(groups.values()).count(REST) > 1:
+        if sum(members == REST for members in groups.values()) > 1:
             yield "chromosomes", "only one chromosome can be the rest"
         for name, members in groups.items():
             for member in () if members == REST else members:
