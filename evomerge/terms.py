@@ -113,11 +113,13 @@ class ModelCost:
         num_parameters: weights it holds: every block that runs once, everything outside the blocks, tied weights once.
         flops_per_token: 2 for each multiply-add of the matrices one token runs through, the head included, and of
             attention scores over a stated number of positions.
+        magnitudes: hyperparameter to the mean magnitude of its values in the recipe, over experts and tensors.
     """
 
     num_hops: int
     num_parameters: int
     flops_per_token: float
+    magnitudes: Mapping[str, float] = field(default_factory=dict)
 
 
 class FailureKind(StrEnum):

@@ -22,10 +22,11 @@ OWN = {
     "map": {"num_design": 10, "surrogate_generations": 5},
     "bayesian_map": {"num_design": 13, "surrogate_generations": 5},
     "nested_map": {"pair_points": 7, "surrogate_generations": 5},
+    "evogm": {"width": 8, "training_steps": 20},
 }
-# Fitting a Gaussian process, or searching a fitted surrogate, ends elsewhere on other processors, so only the start is
-# pinned.
-GENERATIONS = {"gp": 1, "map": 2, "bayesian_map": 2, "nested_map": 2}
+# Fitting a Gaussian process or a network, or searching a fitted surrogate, ends elsewhere on other processors, so only
+# the start is pinned.
+GENERATIONS = {"gp": 1, "map": 2, "bayesian_map": 2, "nested_map": 2, "evogm": 1}
 
 
 def proposals(name: str) -> list[list[list[float]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from evomerge.engine.architecture import Architecture, claims_tied, load_config,
 from evomerge.engine.block_places import BlockPlaces
 from evomerge.engine.depth_groups import DepthGroups
 from evomerge.engine.live_routes import LiveRoutes
+from evomerge.engine.model_cost import model_cost
 from evomerge.engine.model_tensors import OpenModels
 from evomerge.engine.prefix_cache import DEFAULT_BYTES
+from evomerge.engine.recipe_magnitudes import mean_magnitudes
 from evomerge.engine.sources import resolve_source
 from evomerge.engine.tensor_merge import DTYPES, OutputDtype, TensorMerger
 from evomerge.engine.tensor_threads import TensorThreads
@@ -26,7 +29,7 @@ from evomerge.engine.tensor_writer import Scratch, TensorWriter
 from evomerge.engine.tokenizer_files import has_tokenizer
 from evomerge.errors import UserError
 from evomerge.recipes.recipe import Recipe, Route, Source
-from evomerge.terms import HopCounts
+from evomerge.terms import HopCounts, ModelCost
 
 
 class LiveModel:
@@ -87,6 +90,7 @@ class LiveModel:
         self._scratch = Scratch(self.device)
         self._writer = self._new_writer(parameters)
         self._routes: LiveRoutes | None = None  # from the first route on
+        self._recipe = Recipe(self.reference)
         self._prefix_cap = DEFAULT_BYTES if prefix_cache_bytes is None else prefix_cache_bytes
         if self.models.get(self.reference).adapter is not None or not self._loaded_as_tied:
             self.apply(Recipe(self.reference))
@@ -141,6 +145,18 @@ class LiveModel:
             parts.append(f"state of {len(not_kept)} tensors does not fit and is prepared for each candidate")
         return "; ".join(parts)
 
+    def cost(self, context: int, with_magnitudes: bool = False) -> ModelCost:
+        """What the model costs as it is now.
+
+        Args:
+            context: positions that attention looks at.
+            with_magnitudes: also of the recipe's numbers.
+        """
+        counted = model_cost(self.model, self.architecture, context)
+        if not with_magnitudes:
+            return counted
+        return replace(counted, magnitudes=mean_magnitudes(self._recipe.model, self.architecture))
+
     def check(self) -> None:
         """Check again that all models fit together.
 
@@ -164,6 +180,7 @@ class LiveModel:
             UserError: an unknown method, or a model that is not there or does not fit.
         """
         started = time.perf_counter()
+        self._recipe = recipe
         output = OutputDtype(recipe, self.models)
         check_live(recipe)
         if isinstance(recipe.model, Route):

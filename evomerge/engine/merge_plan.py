@@ -36,7 +36,8 @@ class MergePlan:
         self.survey_number = 0
         self.is_kept = True
         self.statistics: Statistics = ()
-        self.experts = tuple(source for _, source in node.experts)
+        # A method on adapters is given their factors, see adapter_factors.
+        self.experts = tuple(source for _, source in node.experts) if self.spec.takes == "tensors" else ()
         self.inputs = (*(() if node.base is None else (node.base,)), *self.experts)
         self.expert_keys = tuple(name for name, _ in node.experts)
         _check_models(node, self.spec)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evomerge.engine.adapter_factors import check_adapters, with_factors
 from evomerge.engine.architecture import Slot
 from evomerge.engine.block_places import BlockPlaces
 from evomerge.engine.merge_plan import MergePlan, Values
@@ -206,6 +207,8 @@ class TensorMerger:
         if not isinstance(node, Merge):
             return
         plan = MergePlan(node, self._places.depth(node), self.models.architecture)
+        if plan.spec.takes == "adapters":
+            check_adapters(node, self.models)
         inputs = (node.method, node.base, node.experts, node.seed)
         # A merge inside that no candidate had before may be one that no candidate has again.
         plan.is_kept = inputs in self._key_numbers or all(isinstance(child, Source) for child in plan.inputs)
@@ -272,6 +275,7 @@ class TensorMerger:
     def _state(self, plan: MergePlan, structural: dict[str, Value], slot: Slot, reused: bool) -> Any:
         base, experts = self.inputs(plan, slot)
         context = plan.context(slot, plan.statistics, reused and self.state_memory_bytes > 0)
+        context = with_factors(context, plan, self.models, slot, self.device)
         with _naming(plan, slot):
             return plan.method.prepare(base, experts, structural, context)
 

@@ -179,9 +179,9 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
         space = collect(lambda: build_space(space_config, models))
     rules = None if fitness is None else collect(lambda: parse_rules(config, fitness, where))
     problems += _optimizer_problems(config, where, space, fitness)
-    problems += _problems_of_fitness(config, where, space_config, fitness or ())
+    problems += lineage_problems(config, where, space_config, fitness or ())
     problems += backend_problems(config, where, [*(fitness or ()), *(report or ())], space, stages)
-    problems += cache_problems(config, where)
+    problems += _scoring_problems(config, where, fitness or ())
     if problems:
         raise InvalidInput(problems)
     assert fitness is not None
@@ -200,13 +200,14 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
     )
 
 
-def _problems_of_fitness(
-    config: ExperimentConfig, where: str, space_config: object, fitness: Sequence[FitnessConfig]
-) -> Iterator[Problem]:
-    yield from lineage_problems(config, where, space_config, fitness)
-    yield from cost_problems(config, where, fitness)
-    yield from racing_problems(config, where, fitness)
-    yield from estimation_problems(config, where, fitness)
+def _scoring_problems(config: ExperimentConfig, where: str, fitness: Sequence[FitnessConfig]) -> list[Problem]:
+    """What is wrong with costs, with ways to score fewer documents, and with the cache."""
+    return [
+        *cost_problems(config, where, fitness),
+        *racing_problems(config, where, fitness),
+        *estimation_problems(config, where, fitness),
+        *cache_problems(config, where),
+    ]
 
 
 def _found(config: ExperimentConfig, where: str, problems: list[Problem]) -> Iterator[tuple[str, Node]]:

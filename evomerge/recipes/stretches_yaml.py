@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from evomerge.errors import did_you_mean
-from evomerge.recipes.recipe import Merge, Node, Stretch, Stretches, children
+from evomerge.recipes.recipe import Merge, Node, Route, Stretch, Stretches, children
 from evomerge.yaml_files import format_flow, is_finite_number
 
 KEYS = ("layout", "parts")
@@ -95,4 +95,6 @@ def stretch_problems(merge: Merge) -> Iterator[tuple[str, str]]:
 def has_stretches(node: Node) -> bool:
     """Whether a node or one below it has coefficients by stretches."""
     own = isinstance(node, Merge) and node.stretches is not None
-    return own or any(has_stretches(inner) for inner in children(node))
+    # A route may name an end that is not there; that is said elsewhere.
+    below = tuple(inner for _, inner in node.models) if isinstance(node, Route) else children(node)
+    return own or any(has_stretches(inner) for inner in below)

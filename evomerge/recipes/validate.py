@@ -56,6 +56,8 @@ def value_problem(parameter: Hyperparameter, value: Scalar | tuple[float, ...]) 
         return f"expected a whole number, got {value!r}"
     if parameter.name == "density" and not (isinstance(value, int | float) and 0 < value <= 1):
         return f"expected a number above 0, at most 1, got {value!r}"
+    if parameter.is_closed and isinstance(value, int | float) and not parameter.low <= value <= parameter.high:
+        return f"expected a number from {parameter.low:g} to {parameter.high:g}, got {value!r}"
     return None
 
 

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,8 @@ from evomerge.engine.adapted_models import check_live
 from evomerge.engine.architecture import Architecture, build_on_meta, config_facts, load_config
 from evomerge.engine.depth_groups import DepthGroups
 from evomerge.engine.live_model import choose_dtype, load_tokenizer
+from evomerge.engine.model_cost import model_cost
+from evomerge.engine.recipe_magnitudes import mean_magnitudes
 from evomerge.engine.sources import resolve_source
 from evomerge.errors import MergeFailed, UserError
 from evomerge.recipes.recipe import Merge, Node, Recipe, Route, Source, children
@@ -25,7 +27,7 @@ from evomerge.runtime.vllm_check import NEW_TOKENS, Answers, check_prompts, swap
 from evomerge.runtime.vllm_client import START_SECONDS, VllmServer
 from evomerge.runtime.vllm_extension import why_unsupported
 from evomerge.runtime.vllm_settings import VllmSettings
-from evomerge.terms import HopCounts
+from evomerge.terms import HopCounts, ModelCost
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class VllmModel:
         self.model_bytes = sum(parameter.numel() for parameter in self.model.parameters()) * self.dtype.itemsize
         self.label, self.max_length, self.seconds = settings.label, settings.max_model_len, 0.0
         self._state_bytes = 0
+        self._recipe = Recipe(self.reference)
         self._server = VllmServer(settings)
         try:
             self._open(settings, models, sources)
@@ -118,7 +121,15 @@ class VllmModel:
         started = time.perf_counter()
         found = self._server.ask("apply", recipe=format_recipe(recipe))
         self._state_bytes = int(found["state_bytes"])
+        self._recipe = recipe
         return time.perf_counter() - started
+
+    def cost(self, context: int, with_magnitudes: bool = False) -> ModelCost:
+        """See `LiveModel.cost`."""
+        counted = model_cost(self.model, self.architecture, context)
+        if not with_magnitudes:
+            return counted
+        return replace(counted, magnitudes=mean_magnitudes(self._recipe.model, self.architecture))
 
     def generate(
         self, prompts: Sequence[Sequence[int]], stops: Sequence[str], ends: Sequence[int], max_new_tokens: Sequence[int]

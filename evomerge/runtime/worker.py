@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +145,6 @@ class Worker:
         return replace(evaluation, is_recalled=True) if evaluation.failure is None else None
 
     def _build_evaluator(self, configs: tuple[dict[str, Any], ...]) -> Evaluator:
-        from evomerge.engine.model_cost import model_cost
         from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 
         settings = EvaluatorSettings(
@@ -160,8 +159,7 @@ class Worker:
         )
         evaluator = build_evaluator(configs, self._plan.documents, settings)
         with self._live.out_of_route():
-            cost = partial(model_cost, self._live.model, self._live.architecture)
-            evaluator.bind(self._live.model, self._live.tokenizer, cost)
+            evaluator.bind(self._live.model, self._live.tokenizer, self._live.cost)
         return evaluator
 
     @cached_property

@@ -30,6 +30,7 @@ from evomerge.search.pareto_specs import PARETO_SPECS
 from evomerge.search.population import cma_population_size, ga_population_size, nsga_population_size
 from evomerge.search.seed_specs import SEED_SPECS
 from evomerge.search.setting_values import expected_of, fits
+from evomerge.search.swarm_specs import SWARM_SPECS
 from evomerge.terms import GeneKind
 
 ALL_KINDS = frozenset(GeneKind)
@@ -201,6 +202,7 @@ _ALL = (
     *PARETO_SPECS,
     *MAP_SPECS,
     *SEED_SPECS,
+    *SWARM_SPECS,
 )
 
 SPECS: dict[str, OptimizerSpec] = {spec.name: spec for spec in _ALL}

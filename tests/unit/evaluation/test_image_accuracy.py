@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +140,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     text = {**VISION, "vocab_size": 64, "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 2,
             "pad_token_id": 0}  # fmt: skip
-    config = CLIPConfig(text_config=text, vision_config=VISION, projection_dim=8)
+    vision = {**VISION, "projection_dim": 8}  # which a tower loaded alone reads
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
     return saved(CLIPModel(config), tmp_path_factory.mktemp("clip"))
 
 
@@ -178,3 +181,32 @@ def test_a_tower_without_a_projection_is_told_what_the_head_lacks(clip: Any, ima
         zero_shot_accuracy(tower, None, listed, 0, head="head.safetensors", folder=str(tmp_path))
     with pytest.raises(UserError, match="cannot be read as a head"):
         zero_shot_accuracy(tower, None, listed, 0, head="gone.safetensors", folder=str(tmp_path))
+
+
+def test_the_script_writes_a_head_and_a_base_that_score(clip: Any, images: Any, tmp_path: Path) -> None:
+    from transformers import CLIPVisionModel
+
+    from tests.unit.engine.conftest import save_tokenizer
+
+    source = tmp_path / "source"
+    shutil.copytree(clip.name_or_path, source)
+    save_tokenizer(source)
+    names = [f"w{index}" for index in range(1, 8)]
+    (tmp_path / "classes").mkdir()
+    described = {"templates": ["w20 w21 {}", "{} w22 w23"], "classes": names}
+    (tmp_path / "classes" / "newts.json").write_text(json.dumps(described))
+    script = runpy.run_path(str(Path(__file__).resolve().parents[3] / "scripts" / "make_clip_heads.py"))
+    script["write"](str(source), tmp_path)
+
+    pairs = torch.tensor([[[24, 25, 4 + index], [4 + index, 26, 27]] for index in range(1, 8)])
+    with torch.no_grad():
+        texts = clip.text_projection(clip.text_model(input_ids=pairs.flatten(0, 1)).pooler_output)
+        each = torch.nn.functional.normalize(texts, dim=-1).view(7, 2, -1)
+        classes = torch.nn.functional.normalize(each.mean(1), dim=-1)
+        features = clip.visual_projection(clip.vision_model(pixel_values=as_input(images)).pooler_output)
+    best = (features @ classes.T).argmax(-1).tolist()
+    assert len(set(best)) > 1
+    listed = [{**document, "label": label} for document, label in zip(documents("png", images, tmp_path), best)]
+    tower = CLIPVisionModel.from_pretrained(tmp_path / "base").eval()
+    found = zero_shot_accuracy(tower, None, listed, 0, head="newts.head.safetensors", folder=str(tmp_path))
+    assert found == [1.0] * NUM_IMAGES
