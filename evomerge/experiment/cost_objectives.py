@@ -48,7 +48,7 @@ def cost_problems(config: ExperimentConfig, where: str, fitness: Sequence[Fitnes
     unweighted = [item.name for item in costs if item.weight == 0]
     if spec is None or spec.multi_objective or config.scalarisation == "first" or not unweighted:
         return
-    able = ", ".join(name for name, other in SPECS.items() if other.multi_objective)
+    able = ", ".join(name for name, other in SPECS.items() if other.multi_objective and not other.merges_seeds)
     yield Problem(
         f"{where}: optimizer.name",
         f"{spec.name} sees one number, the weighted mean of the objectives, and {', '.join(unweighted)} is in a unit "

@@ -292,8 +292,8 @@ def _gene_problem(spec: OptimizerSpec, problem: Problem) -> SettingProblem | Non
     misfits = [gene for gene in problem.genes if gene.kind not in spec.gene_kinds]
     if not misfits:
         return None
-    kinds = {gene.kind for gene in misfits}
-    able = [other.name for other in SPECS.values() if kinds <= other.gene_kinds and not other.merges_seeds]
+    wanted = {gene.kind for gene in misfits}
+    able = [other.name for other in SPECS.values() if wanted <= other.gene_kinds and not other.merges_seeds]
     return SettingProblem(
         "optimizer.name",
         f"{spec.name} handles only {_join(spec.gene_kinds)} genes, but {len(misfits)} of {len(problem.genes)} genes "

@@ -200,7 +200,7 @@ class EvoGm(Optimizer):
     def _improve(self) -> None:
         """Train, and send the population through the generator."""
         ordered = sorted(self._history, key=_order)
-        count = max(1, round(self._winner_share * len(ordered)))
+        count = max(1, int(self._winner_share * len(ordered)))
         winners = [known for known in ordered[:count] if known.is_complete]
         losers = ordered[len(winners) :]
         if not winners or not losers:
