@@ -20,6 +20,8 @@ _CALLS = {
     "project": "evomerge.experiment.inspecting",
     "report": "evomerge.experiment.reporting",
     "dashboard": "evomerge.experiment.inspecting",
+    "cache_info": "evomerge.experiment.score_cache",
+    "clear_cache": "evomerge.experiment.score_cache",
 }
 __all__ = ["__version__", *sorted(_CALLS)]
 

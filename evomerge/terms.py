@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+# For each objective which of its search documents; None = it is scored whole, without choosing.
+DocumentChoice = tuple[tuple[int, ...] | None, ...]
 
 SplitName = Literal["search", "validation", "held_out"]
 SPLITS: tuple[SplitName, ...] = ("search", "validation", "held_out")
@@ -111,11 +113,13 @@ class ModelCost:
         num_parameters: weights it holds: every block that runs once, everything outside the blocks, tied weights once.
         flops_per_token: 2 for each multiply-add of the matrices one token runs through, the head included, and of
             attention scores over a stated number of positions.
+        magnitudes: hyperparameter to the mean magnitude of its values in the recipe, over experts and tensors.
     """
 
     num_hops: int
     num_parameters: int
     flops_per_token: float
+    magnitudes: Mapping[str, float] = field(default_factory=dict)
 
 
 class FailureKind(StrEnum):
@@ -230,6 +234,38 @@ class Stop:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """What a candidate's fitness would be, estimated from some of its documents. It is no fitness: that means all.
+
+    Attributes:
+        documents: scored.
+        total: documents there are.
+        fitness: ``(M,)`` maximised, estimated; an objective that needs no documents, or was scored on all, has its own.
+        standard_errors: ``(M,)`` of ``fitness``, 0 where it is exact.
+        fit: number of the fit it was computed from.
+    """
+
+    documents: int
+    total: int
+    fitness: tuple[float, ...]
+    standard_errors: tuple[float, ...]
+    fit: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """Marks an evaluation of chosen documents only: material for an estimate, or the rest of a complete evaluation.
+
+    Attributes:
+        documents: for each objective the positions that were scored; None = it was scored whole.
+        whole: ``(M,)`` maximised, of each objective that was scored whole; None for the others.
+    """
+
+    documents: DocumentChoice
+    whole: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What scoring one merged model gave.
 
@@ -243,6 +279,11 @@ class Evaluation:
         hops: work of a route's forward passes; not recorded, as it depends on what the worker did before.
         rungs: of a racing run, what it had on the way, the last rung left out.
         stop: set where it was stopped before the last document.
+        estimate: what the optimizer is told instead of the fitness; without a fitness beside it, the candidate was not
+            scored on all documents.
+        part: set while it is neither a complete evaluation nor an estimate.
+        known_documents: whose answers came from the evaluation cache.
+        is_recalled: whether all of it came from there: nothing was merged and no forward pass ran.
     """
 
     fitness: tuple[float, ...] = ()
@@ -253,11 +294,17 @@ class Evaluation:
     hops: HopCounts = field(default_factory=HopCounts)
     rungs: tuple[Rung, ...] = ()
     stop: Stop | None = None
+    estimate: Estimate | None = None
+    part: Part | None = None
+    known_documents: int = 0
+    is_recalled: bool = False
 
     @property
     def ok(self) -> bool:
         """Whether the candidate has a fitness: it did not fail, and all documents were scored."""
-        return self.failure is None and self.stop is None
+        if self.failure is not None or self.stop is not None or self.part is not None:
+            return False
+        return self.estimate is None or bool(self.fitness)
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def run_search(landscape: Any, seed: int, options: argparse.Namespace, racing: R
     objectives = tuple(Objective(name) for name in landscape.tasks)
     bench = Bench(landscape, documents, layout, objectives)
     problem = Problem(landscape.genes, 1, derive_seed(seed, "optimizer"), options.evaluations, noisy=True)
-    optimizer = build_optimizer(options.optimizer, problem, {})
+    optimizer = build_optimizer(options.optimizer, problem, getattr(options, "settings", {}))
     told = lambda fitness: (float(np.mean(fitness)),)  # noqa: E731
     share = SPECS[options.optimizer].race_place if options.place is None else options.place
     place = max(1, round(share * optimizer.population_size))

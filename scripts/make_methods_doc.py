@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from evomerge.methods.base import Hyperparameter, MethodSpec
-from evomerge.methods.catalogue import SPECS, load_method
+from evomerge.methods.catalogue import ALL_SPECS, load_method
 from evomerge.methods.whole_model import WholeModelMethod
 from evomerge.recipes.mergekit_dialect import DIALECT
 
@@ -52,7 +52,7 @@ def _cost(spec: MethodSpec) -> str:
 
 def _table() -> str:
     """All methods in one table."""
-    rows = [f"| [{s.name}](#{s.name}) | {s.title} | {s.cost} | {_paper(s)} |" for s in SPECS.values()]
+    rows = [f"| [{s.name}](#{s.name}) | {s.title} | {s.cost} | {_paper(s)} |" for s in ALL_SPECS.values()]
     return "\n".join(["| method | | cost | paper |", "|---|---|---|---|", *rows, "", ""])
 
 
@@ -80,7 +80,7 @@ def _row(parameter: Hyperparameter) -> str:
 
 def document() -> str:
     """The whole page."""
-    return HEAD + _table() + "\n".join(section(spec) for spec in SPECS.values())
+    return HEAD + _table() + "\n".join(section(spec) for spec in ALL_SPECS.values())
 
 
 if __name__ == "__main__":

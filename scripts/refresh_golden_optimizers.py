@@ -11,6 +11,7 @@ import numpy as np
 
 from evomerge.search.base import Problem, Proposal, Result
 from evomerge.search.catalogue import SPECS, build_optimizer
+from evomerge.search.seed_gram import CellGram
 from evomerge.terms import Gene, GeneKind
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "optimizers.json"
@@ -21,10 +22,11 @@ OWN = {
     "map": {"num_design": 10, "surrogate_generations": 5},
     "bayesian_map": {"num_design": 13, "surrogate_generations": 5},
     "nested_map": {"pair_points": 7, "surrogate_generations": 5},
+    "evogm": {"width": 8, "training_steps": 20},
 }
-# Fitting a Gaussian process, or searching a fitted surrogate, ends elsewhere on other processors, so only the start is
-# pinned.
-GENERATIONS = {"gp": 1, "map": 2, "bayesian_map": 2, "nested_map": 2}
+# Fitting a Gaussian process or a network, or searching a fitted surrogate, ends elsewhere on other processors, so only
+# the start is pinned.
+GENERATIONS = {"gp": 1, "map": 2, "bayesian_map": 2, "nested_map": 2, "evogm": 1}
 
 
 def proposals(name: str) -> list[list[list[float]]]:
@@ -34,13 +36,23 @@ def proposals(name: str) -> list[list[list[float]]]:
     known = {setting.name for setting in spec.settings}
     settings = {key: value for key, value in SMALL.items() if key in known}
     problem = Problem(genes, spec.min_objectives, seed=11, evaluations=1000)
+    if spec.merges_seeds:
+        seeds = CellGram.of_vectors(np.random.default_rng(11).standard_normal((3, 40)))
+        problem = Problem((), spec.min_objectives, seed=11, seeds=seeds)
     optimizer = build_optimizer(name, problem, settings | OWN.get(name, {}))
     kept = []
     for _ in range(GENERATIONS.get(name, 3)):
         asked = [optimizer.ask() for _ in range(optimizer.population_size)]
         kept.append([proposal.genotype.tolist() for proposal in asked[:3]])
-        optimizer.tell([Result(p.index, p.genotype, fitness(p, spec.min_objectives)) for p in asked])
+        optimizer.tell([result(p, spec.min_objectives) for p in asked])
     return kept
+
+
+def result(proposal: Proposal, num_objectives: int) -> Result:
+    """Fitness, and for those that want them scores of twenty documents."""
+    value = fitness(proposal, num_objectives)
+    scores = np.random.default_rng([3, proposal.index]).integers(0, 2, 20).astype(float)
+    return Result(proposal.index, proposal.genotype, value, document_scores=None if value is None else scores)
 
 
 def fitness(proposal: Proposal, num_objectives: int) -> tuple[float, ...] | None:

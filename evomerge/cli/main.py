@@ -11,6 +11,7 @@ import sys
 import typer
 
 from evomerge.cli import (
+    cache,
     dashboard,
     evaluate,
     export,
@@ -41,6 +42,7 @@ _VERBS = (
 )  # fmt: skip
 for _verb in _VERBS:
     app.command(name=_verb.__name__.rpartition(".")[2])(_verb.command)
+app.add_typer(cache.app, name="cache", help="The evaluation cache: scores that runs share.")
 app.add_typer(zoo.app, name="zoo", help="Small real models built on this machine, without a hub.")
 
 

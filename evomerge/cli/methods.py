@@ -15,9 +15,9 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the merge methods with their hyperparameters and papers."""
-    from evomerge.methods.catalogue import SPECS, get_spec
+    from evomerge.methods.catalogue import ALL_SPECS, get_spec
 
-    specs = [get_spec(name)] if name else list(SPECS.values())
+    specs = [get_spec(name)] if name else list(ALL_SPECS.values())
     if as_json:
         show_json(
             [

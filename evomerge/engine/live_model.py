@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +18,10 @@ from evomerge.engine.architecture import Architecture, claims_tied, load_config,
 from evomerge.engine.block_places import BlockPlaces
 from evomerge.engine.depth_groups import DepthGroups
 from evomerge.engine.live_routes import LiveRoutes
+from evomerge.engine.model_cost import model_cost
 from evomerge.engine.model_tensors import OpenModels
 from evomerge.engine.prefix_cache import DEFAULT_BYTES
+from evomerge.engine.recipe_magnitudes import mean_magnitudes
 from evomerge.engine.sources import resolve_source
 from evomerge.engine.tensor_merge import DTYPES, OutputDtype, TensorMerger
 from evomerge.engine.tensor_threads import TensorThreads
@@ -25,7 +29,7 @@ from evomerge.engine.tensor_writer import Scratch, TensorWriter
 from evomerge.engine.tokenizer_files import has_tokenizer
 from evomerge.errors import UserError
 from evomerge.recipes.recipe import Recipe, Route, Source
-from evomerge.terms import HopCounts
+from evomerge.terms import HopCounts, ModelCost
 
 
 class LiveModel:
@@ -79,13 +83,14 @@ class LiveModel:
         self.model: Any = self._load()
         parameters: dict[str, Tensor] = dict(self.model.named_parameters())
         self.model_bytes = sum(p.numel() * p.element_size() for p in parameters.values())
-        self._state_cap = _default_state_bytes(self.device) if state_memory_bytes is None else state_memory_bytes
+        self._state_cap = default_state_bytes(self.device) if state_memory_bytes is None else state_memory_bytes
         num_threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._threads = TensorThreads(num_threads, self.architecture)
         self._mergers: dict[int, TensorMerger] = {}  # by id of the group of models
         self._scratch = Scratch(self.device)
         self._writer = self._new_writer(parameters)
         self._routes: LiveRoutes | None = None  # from the first route on
+        self._recipe = Recipe(self.reference)
         self._prefix_cap = DEFAULT_BYTES if prefix_cache_bytes is None else prefix_cache_bytes
         if self.models.get(self.reference).adapter is not None or not self._loaded_as_tied:
             self.apply(Recipe(self.reference))
@@ -102,15 +107,8 @@ class LiveModel:
         Raises:
             UserError: it cannot be read.
         """
-        from transformers import AutoTokenizer
-
         directory = resolve_source(self.reference)
-        if not has_tokenizer(directory):
-            return None
-        try:
-            return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{directory}: no tokenizer that transformers can load ({_first_line(error)})") from error
+        return load_tokenizer(directory) if has_tokenizer(directory) else None
 
     @property
     def prepared_bytes(self) -> int:
@@ -147,6 +145,18 @@ class LiveModel:
             parts.append(f"state of {len(not_kept)} tensors does not fit and is prepared for each candidate")
         return "; ".join(parts)
 
+    def cost(self, context: int, with_magnitudes: bool = False) -> ModelCost:
+        """What the model costs as it is now.
+
+        Args:
+            context: positions that attention looks at.
+            with_magnitudes: also of the recipe's numbers.
+        """
+        counted = model_cost(self.model, self.architecture, context)
+        if not with_magnitudes:
+            return counted
+        return replace(counted, magnitudes=mean_magnitudes(self._recipe.model, self.architecture))
+
     def check(self) -> None:
         """Check again that all models fit together.
 
@@ -170,6 +180,7 @@ class LiveModel:
             UserError: an unknown method, or a model that is not there or does not fit.
         """
         started = time.perf_counter()
+        self._recipe = recipe
         output = OutputDtype(recipe, self.models)
         check_live(recipe)
         if isinstance(recipe.model, Route):
@@ -236,6 +247,20 @@ class LiveModel:
         return module
 
 
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer in a model's directory.
+
+    Raises:
+        UserError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{directory}: no tokenizer that transformers can load ({_first_line(error)})") from error
+
+
 def choose_device(device: str) -> torch.device:
     """The device a word stands for.
 
@@ -289,7 +314,8 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _default_state_bytes(device: torch.device) -> int:
+def default_state_bytes(device: torch.device) -> int:
+    """Cap on prepared merge state where none is given: half of what is free on the device now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) // 2
     import psutil

@@ -79,6 +79,14 @@ class LoraAdapter:
         up, down = self._file.tensor(sides["B"]).double(), self._file.tensor(sides["A"]).double()
         return up * self._scale(name), down
 
+    def is_transposed(self, name: str) -> bool:
+        """Whether the tensor is stored as the transpose of ``up @ down``."""
+        return self._is_transposed(name)
+
+    def rank(self, name: str) -> int:
+        """Rank of a product."""
+        return self._file.infos[self._low_rank[name]["A"]].shape[0]
+
     def bake(self, name: str, base: Tensor | None, wide: bool = False) -> Tensor:
         """The tensor with the adapter's update, in the base tensor's dtype; the update is computed and added in fp32.
 

@@ -6,13 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evomerge.engine.architecture import Slot
+from evomerge.engine.architecture import Architecture, Slot
+from evomerge.engine.stretch_merge import pieces_of
 from evomerge.errors import InvalidInput, MergeFailed, Problem
 from evomerge.methods.base import MergeMethod, MethodSpec, TensorContext, Value
 from evomerge.methods.catalogue import get_spec, load_method
 from evomerge.methods.whole_model import Statistics
 from evomerge.recipes.recipe import Merge
 from evomerge.recipes.resolve import resolve_values
+from evomerge.recipes.tensor_layout import Piece
 
 Values = Mapping[str, Value | Sequence[float]]
 
@@ -20,11 +22,12 @@ Values = Mapping[str, Value | Sequence[float]]
 class MergePlan:
     """A merge node made ready for many tensors: method, inputs and values by tensor."""
 
-    def __init__(self, node: Merge, num_blocks: int) -> None:
+    def __init__(self, node: Merge, num_blocks: int, architecture: Architecture) -> None:
         """Look up the method.
 
         Raises:
-            UserError: unknown method, or a number of models it cannot handle.
+            UserError: unknown method, a number of models it cannot handle, or stretches laid over other tensors.
+            MergeFailed: coefficients of stretches are NaN or infinite.
         """
         self.node = node
         self.spec = get_spec(node.method)
@@ -33,10 +36,12 @@ class MergePlan:
         self.survey_number = 0
         self.is_kept = True
         self.statistics: Statistics = ()
-        self.experts = tuple(source for _, source in node.experts)
+        # A method on adapters is given their factors, see adapter_factors.
+        self.experts = tuple(source for _, source in node.experts) if self.spec.takes == "tensors" else ()
         self.inputs = (*(() if node.base is None else (node.base,)), *self.experts)
         self.expert_keys = tuple(name for name, _ in node.experts)
         _check_models(node, self.spec)
+        self._pieces = pieces_of(node, architecture)
         self._num_blocks = num_blocks
         self._structural = frozenset(entry.name for entry in self.spec.hyperparameters if entry.structural)
         self._split: dict[int, tuple[Mapping[str, Any], dict[str, Value], Values]] = {}  # by id of resolved values
@@ -56,7 +61,13 @@ class MergePlan:
             structural = {name: resolved[name] for name in sorted(self._structural)}
             cheap = {name: value for name, value in resolved.items() if name not in self._structural}
             self._split[id(resolved)] = (resolved, structural, cheap)
-        return self._split[id(resolved)][1:]
+        _, structural, others = self._split[id(resolved)]
+        return structural, {**others, "coefficient": self._pieces[slot.name][0].value} if self._pieces else others
+
+    def cut(self, slot: Slot) -> tuple[Piece, ...]:
+        """The pieces of a tensor whose coefficients change inside it; empty for all others."""
+        pieces = self._pieces.get(slot.name, ())
+        return pieces if len(pieces) > 1 else ()
 
     def context(self, slot: Slot, statistics: Statistics, reused: bool = True) -> TensorContext:
         """What the method may know of a tensor."""

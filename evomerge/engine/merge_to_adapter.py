@@ -1,6 +1,7 @@
 """A merge of LoRA adapters on one base as a LoRA adapter: sums exactly, everything else as near as a rank allows.
 
 A sum of task vectors that are products of thin matrices is the product of their joined factors, cut to the wanted rank.
+A method that merges factors gives the factors of its result, which are written as they are at the adapters' own rank.
 Any other merge is computed tensor by tensor and cut by its singular values; how much that loses is reported.
 """
 
@@ -15,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evomerge.engine.adapter_factors import merged_factors
 from evomerge.engine.architecture import Slot
 from evomerge.engine.fit_problems import some
 from evomerge.engine.lora import PREFIX, LoraAdapter
 from evomerge.engine.low_rank import LowRank, cut_matrix, sum_of_products
+from evomerge.engine.merge_plan import MergePlan
 from evomerge.engine.merge_to_disk import RECIPE_NAME
 from evomerge.engine.model_card import model_card
 from evomerge.engine.model_tensors import OpenModels
@@ -122,6 +125,7 @@ class _Merging:
             models.get(source).wide_adapter = True  # rounding to the base's dtype would be a change of full rank
         self._merger = TensorMerger(models, torch.device("cpu"), state_memory_bytes=0)
         self._merger.start_candidate(recipe.model)
+        self._plan = MergePlan(recipe.model, models.architecture.num_blocks, models.architecture)
         self._modules = {} if models.architecture.model is None else dict(models.architecture.model.named_modules())
         self._experts = [
             (name, models.get(source)) for name, source in recipe.model.experts if isinstance(source, Source)
@@ -145,7 +149,7 @@ class _Merging:
 
     def change(self, slot: Slot) -> Tensor | LowRank | None:
         """Merged tensor minus the base's, None where they are the same; ``(out, in)`` when in factors."""
-        exact = self._exact(slot)
+        exact = self._exact(slot) if self._plan.spec.takes == "tensors" else self._of_factors(slot)
         if exact is not None:
             self.num_exact += 1
             return exact if exact.norm else None
@@ -156,6 +160,16 @@ class _Merging:
             original = self.models.get(self.base).tensor(slot.name).float()
             merged -= original
             return merged if float(merged.norm()) > SAME * float(original.norm()) else None
+
+    def _of_factors(self, slot: Slot) -> LowRank | None:
+        """What a method on adapters makes of their factors."""
+        found = merged_factors(self._plan, self.models, slot)
+        if found is None or self.kind(slot) is None:
+            return None
+        if found.rank != self.rank:
+            return sum_of_products([found.up], [found.down], self.rank)
+        norm = torch.linalg.matrix_norm(found.up.double() @ found.down.double())
+        return LowRank(found.up, found.down, 0.0, float(norm))
 
     def _exact(self, slot: Slot) -> LowRank | None:
         """The sum of the adapters' products, where the method is one and every adapter has one or nothing."""

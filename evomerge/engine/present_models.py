@@ -33,6 +33,10 @@ def without_absent(node: Node, absent: Collection[Source]) -> Node | None:
             "recipe: a stack or modules of models of which some hold only a part of the tensors; merge them to disk "
             "first and use the directory as a model"
         )
+    if node.stretches is not None:
+        raise UserError(
+            "recipe: merges with stretches need models that hold all tensors; merge the parts to disk first"
+        )
     base = None if node.base is None else without_absent(node.base, absent)
     experts = [(name, without_absent(expert, absent)) for name, expert in node.experts]
     there = tuple((name, expert) for name, expert in experts if expert is not None)

@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evomerge.engine.adapter_factors import check_adapters, with_factors
 from evomerge.engine.architecture import Slot
 from evomerge.engine.block_places import BlockPlaces
 from evomerge.engine.merge_plan import MergePlan, Values
 from evomerge.engine.model_tensors import OpenModels
 from evomerge.engine.present_models import PresentModels
+from evomerge.engine.stretch_merge import write_pieces
 from evomerge.engine.surveys import Surveys, surveys_of
 from evomerge.engine.tensor_threads import TensorThreads
 from evomerge.errors import MergeFailed, UserError
@@ -178,7 +180,10 @@ class TensorMerger:
             state = self._state(plan, plan.values(pending.place)[0], pending.place, reused=False)
         assert pending.values is not None
         with _naming(plan, pending.slot):
-            plan.method.apply(state, pending.values, out)
+            if pieces := plan.cut(pending.place):
+                write_pieces(plan.method, state, pieces, out)
+            else:
+                plan.method.apply(state, pending.values, out)
 
     def _locate(self, node: Node, slot: Slot) -> tuple[Source | Merge, Slot]:
         """The source or merge that gives a node's tensor, and the tensor's place in it."""
@@ -201,7 +206,9 @@ class TensorMerger:
             self._add_plans(child)
         if not isinstance(node, Merge):
             return
-        plan = MergePlan(node, self._places.depth(node))
+        plan = MergePlan(node, self._places.depth(node), self.models.architecture)
+        if plan.spec.takes == "adapters":
+            check_adapters(node, self.models)
         inputs = (node.method, node.base, node.experts, node.seed)
         # A merge inside that no candidate had before may be one that no candidate has again.
         plan.is_kept = inputs in self._key_numbers or all(isinstance(child, Source) for child in plan.inputs)
@@ -268,6 +275,7 @@ class TensorMerger:
     def _state(self, plan: MergePlan, structural: dict[str, Value], slot: Slot, reused: bool) -> Any:
         base, experts = self.inputs(plan, slot)
         context = plan.context(slot, plan.statistics, reused and self.state_memory_bytes > 0)
+        context = with_factors(context, plan, self.models, slot, self.device)
         with _naming(plan, slot):
             return plan.method.prepare(base, experts, structural, context)
 

@@ -1,30 +1,46 @@
-"""Fitness from what a model costs: ``cost: num_hops``, ``num_parameters``, ``flops_per_token`` or ``latency``.
+"""Fitness from what a model costs: ``num_hops``, ``num_parameters``, ``flops_per_token``, ``latency``; or a penalty.
 
 All are to be lowered, have no documents, and are the same in every split. The first three are counted, exactly and
-without running anything. ``latency`` is measured: the median wall time of a forward over one fixed prompt. It depends
-on the machine and on what else runs there, so it differs from one evaluation to the next; compare values of one run on
-an idle machine only, and prefer ``flops_per_token`` where the search itself has to be repeatable.
+without running anything. ``mean_magnitude`` of a hyperparameter is the mean of ``|value|`` in the recipe, over experts
+and tensors: with a weight, an L1 penalty; 0 for recipes without it. ``latency`` is measured: the median wall time of a
+forward over one fixed prompt. It depends on the machine and on what else runs there, so it differs from one evaluation
+to the next; compare values of one run on an idle machine only, and prefer ``flops_per_token`` where the search itself
+has to be repeatable.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from evomerge.errors import InvalidInput, Problem
 from evomerge.evaluation.documents import FitnessPlan
 from evomerge.evaluation.fitness_yaml import FitnessConfig
+from evomerge.evaluation.known_answers import KnownAnswers
 from evomerge.evaluation.task_scores import ObjectiveScore
 from evomerge.terms import ModelCost, Objective, SplitName
 
-CostMeter = Callable[[int], ModelCost]
+
+class CostMeter(Protocol):
+    """Counts what the live model costs now."""
+
+    def __call__(self, context: int, with_magnitudes: bool = False) -> ModelCost:
+        """The cost at a context length, and the recipe's magnitudes where asked for."""
+        ...
+
 
 DEFAULT_CONTEXT = 512
 DEFAULT_TOKENS = 128
 DEFAULT_REPEATS = 5
-UNITS = {"num_hops": "hops", "num_parameters": "parameters", "flops_per_token": "FLOP", "latency": "ms"}
+UNITS = {
+    "num_hops": "hops",
+    "num_parameters": "parameters",
+    "flops_per_token": "FLOP",
+    "latency": "ms",
+    "mean_magnitude": "",
+}
 
 
 def plan_cost(config: FitnessConfig) -> FitnessPlan:
@@ -42,6 +58,7 @@ class CostFitness:
         self._context = config.context or DEFAULT_CONTEXT
         self._tokens = config.tokens or DEFAULT_TOKENS
         self._repeats = config.repeats or DEFAULT_REPEATS
+        self._parameter = config.parameter
         self._meter: CostMeter | None = None
         self._model: Any = None
         self.objectives = (Objective(config.name, False, config.weight, UNITS[config.cost]),)
@@ -62,13 +79,28 @@ class CostFitness:
             message = f"the model has {limit} positions, got {self._tokens}; set `tokens: {limit}` or fewer"
             raise InvalidInput([Problem(f"fitness {self._name}: tokens", message)])
 
-    def score(self, role: SplitName, seed: int) -> list[ObjectiveScore]:
-        """The cost of the model as it is now."""
-        value = self._measured() if self._cost == "latency" else self._counted()
+    def score(self, role: SplitName, seed: int, known: KnownAnswers | None = None) -> list[ObjectiveScore]:
+        """The cost of the model as it is now, or as it was counted before; latency is measured every time.
+
+        Raises:
+            NotKnown: it is not known, and nothing may be computed.
+        """
+        value = None
+        part = {"is": "cost", "cost": self._cost, "context": self._context, "parameter": self._parameter}
+        if known is not None and self._cost == "latency":
+            known.must_compute()
+        elif known is not None:
+            value = known.find(part, lambda kept: kept if type(kept) is float and math.isfinite(kept) else None)
+        if value is None:
+            value = self._measured() if self._cost == "latency" else self._counted()
+            if known is not None and self._cost != "latency":
+                known.keep(part, value)
         return [ObjectiveScore(self._name, value, None, {f"{self._name}/value": value})]
 
     def _counted(self) -> float:
         assert self._meter is not None, "bind() takes `cost` where a fitness counts costs"
+        if self._parameter is not None:
+            return self._meter(self._context, with_magnitudes=True).magnitudes.get(self._parameter, 0.0)
         return float(getattr(self._meter(self._context), self._cost))
 
     def _measured(self) -> float:

@@ -5,23 +5,31 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
-from evomerge.errors import InvalidInput, Problem, UserError
+from evomerge.errors import UserError
 from evomerge.evaluation.cost_fitness import CostFitness, CostMeter
-from evomerge.evaluation.documents import DocumentPlan, FitnessPlan
-from evomerge.evaluation.failures import ScoringFailed, failure_of
+from evomerge.evaluation.documents import DocumentPlan
+from evomerge.evaluation.failures import WorkerBroken, failure_of
 from evomerge.evaluation.fitness_yaml import FitnessConfig
+from evomerge.evaluation.known_answers import KnownAnswers
 from evomerge.evaluation.racing import Race
 from evomerge.evaluation.rung_run import RungsRun, run_rungs
 from evomerge.evaluation.rungs import RungSettings, lay_rungs
+from evomerge.evaluation.scoring_parts import CandidateScoring, LmEvalPart, check_reads_text
 from evomerge.evaluation.task_scores import ObjectiveScore
-from evomerge.terms import Array, Evaluation, FailureKind, Objective, Seconds, SplitName
+from evomerge.evaluation.text_engine import EngineClock, TextEngine
+from evomerge.terms import (
+    DocumentChoice,
+    Evaluation,
+    Objective,
+    Seconds,
+    SplitName,
+)
 
 if TYPE_CHECKING:
+    from evomerge.evaluation.forward_clock import ForwardClock
     from evomerge.evaluation.python_fitness import PythonFitness
 
 logger = logging.getLogger(__name__)
@@ -67,16 +75,27 @@ class Evaluator(Protocol):
         """Lay the requests out anew, for example after running out of memory."""
         ...
 
-    def evaluate(self, split: SplitName, seed: int = 0, race: Race | None = None) -> Evaluation:
+    def evaluate(
+        self,
+        split: SplitName,
+        seed: int = 0,
+        race: Race | None = None,
+        documents: DocumentChoice | None = None,
+        known: KnownAnswers | None = None,
+    ) -> Evaluation:
         """Score the model's present weights on a split.
 
         Args:
             split: whose documents.
             seed: for whatever draws random numbers.
             race: what the model has to keep up with on the search documents of a racing run; None = score all.
+            documents: which search documents to score of each objective; the evaluation is then only a `Part`, without
+                a fitness. None = all.
+            known: what is known of these weights' answers; takes note of what is computed. None = nothing is.
 
         Raises:
             UserError: a fitness has no documents for this split.
+            NotKnown: something is not known, and nothing may be computed.
         """
         ...
 
@@ -92,6 +111,7 @@ class EvaluatorSettings:
         pass_tokens: most tokens of one forward pass, None = what suits the device.
         import_paths: folders put on ``sys.path`` for ``python:`` fitness functions.
         rungs: how the search documents are cut, None = not at all.
+        engine: generates all texts in place of the bound model, which then needs no weights; None = the model does.
     """
 
     batch_size: int | None = None
@@ -100,6 +120,7 @@ class EvaluatorSettings:
     pass_tokens: int | None = None
     import_paths: tuple[str, ...] = ()
     rungs: RungSettings | None = None
+    engine: TextEngine | None = None
 
 
 def build_evaluator(
@@ -134,7 +155,7 @@ class FitnessEvaluator:
         self._model: Any = None
         self._tokenizer: Any = None
         self._scorer: Any = None
-        self._parts: list[PythonFitness | CostFitness | _LmEvalPart] = []
+        self._parts: list[PythonFitness | CostFitness | LmEvalPart] = []
         self._layout = None if settings.rungs is None else lay_rungs(self._configs, plan, settings.rungs)
         for config in self._configs:
             if config.cost is not None:
@@ -142,7 +163,7 @@ class FitnessEvaluator:
             elif config.python is not None:
                 self._parts.append(PythonFitness(config, plan.of(config.name), settings.import_paths))
             else:
-                self._parts.append(_LmEvalPart(config, plan.of(config.name), self._rungs_of(len(self.objectives))))
+                self._parts.append(LmEvalPart(config, plan.of(config.name), self._rungs_of(len(self.objectives))))
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -182,26 +203,43 @@ class FitnessEvaluator:
             self._rebuild()
 
     def _rebuild(self) -> None:
-        tasks = [config.name for config, part in zip(self._configs, self._parts) if isinstance(part, _LmEvalPart)]
+        tasks = [config.name for config, part in zip(self._configs, self._parts) if isinstance(part, LmEvalPart)]
         if tasks:
-            from evomerge.evaluation.lm_eval_scorer import PreparedScorer
-
-            _check_reads_text(self._model, self._tokenizer, tasks)
-
-            settings = self._settings
-            # Other sizes change nothing about which engines suit; the weights may be a broken candidate's by now.
-            chooser = self._scorer.chooser if self._scorer is not None else None
-            self._scorer = PreparedScorer(
-                self._model, self._tokenizer, self._batch_size, settings.exact, settings.pass_tokens, chooser
-            )
+            self._scorer = self._build_scorer(tasks)
         for part in self._parts:
-            if isinstance(part, _LmEvalPart):
+            if isinstance(part, LmEvalPart):
                 part.use(self._scorer, self._batch_size, self._settings.exact_splits)
             elif not isinstance(part, CostFitness):
                 part.use(self._batch_size)
             part.bind(self._model, self._tokenizer)
 
-    def evaluate(self, split: SplitName, seed: int = 0, race: Race | None = None) -> Evaluation:
+    def _build_scorer(self, tasks: Sequence[str]) -> Any:
+        from evomerge.evaluation.lm_eval_engine import EngineScorer
+        from evomerge.evaluation.lm_eval_scorer import PreparedScorer
+
+        settings = self._settings
+        if settings.engine is not None:
+            return EngineScorer(self._model, self._tokenizer, settings.engine)
+        check_reads_text(self._model, self._tokenizer, tasks)
+        # Other sizes change nothing about which engines suit; the weights may be a broken candidate's by now.
+        chooser = self._scorer.chooser if self._scorer is not None else None
+        return PreparedScorer(
+            self._model, self._tokenizer, self._batch_size, settings.exact, settings.pass_tokens, chooser
+        )
+
+    def _clock(self) -> ForwardClock | EngineClock:
+        from evomerge.evaluation.forward_clock import ForwardClock
+
+        return ForwardClock(self._model) if self._settings.engine is None else EngineClock(self._settings.engine)
+
+    def evaluate(
+        self,
+        split: SplitName,
+        seed: int = 0,
+        race: Race | None = None,
+        documents: DocumentChoice | None = None,
+        known: KnownAnswers | None = None,
+    ) -> Evaluation:
         """See `Evaluator.evaluate`."""
         assert self._model is not None, "bind() comes before evaluate()"
         if split not in self.splits:
@@ -209,148 +247,40 @@ class FitnessEvaluator:
             raise UserError(f"fitness {lacking[0]!r} has no {split} documents")
         import torch
 
-        from evomerge.evaluation.forward_clock import ForwardClock
-
         started = time.perf_counter()
-        scoring = _Scoring(tuple(zip(self._configs, self._parts, strict=True)), split, seed)
-        with torch.no_grad(), ForwardClock(self._model) as clock:
+        scoring = CandidateScoring(tuple(zip(self._configs, self._parts, strict=True)), split, seed, known)
+        with torch.no_grad(), self._clock() as clock:
             try:
+                if documents is not None:
+                    part = scoring.chosen(documents, self.objectives)
+                    spent = _seconds(started, clock.seconds)
+                    return replace(part, seconds=spent, known_documents=0 if known is None else known.documents)
                 if split == "search" and self._layout is not None:
                     ran = run_rungs(scoring.rung, self._layout, self.objectives, race)
                     scores = scoring.finished(ran)
                 else:
                     ran, scores = RungsRun(), scoring.everything()
-            except UserError:
+            except (UserError, WorkerBroken):
                 raise
             except Exception as error:  # whatever a merge or a task did is this candidate's failure
                 logger.debug("fitness %s failed", scoring.name, exc_info=True)
                 failure = failure_of(error, f"fitness {scoring.name}, {split}")
                 return Evaluation(failure=failure, seconds=_seconds(started, clock.seconds))
-        tables = tuple(score.table for score in scores if score.table is not None)
-        seconds = _seconds(started, clock.seconds)
+        evaluation = Evaluation(
+            document_scores=tuple(score.table for score in scores if score.table is not None),
+            seconds=_seconds(started, clock.seconds),
+            rungs=ran.rungs,
+            known_documents=0 if known is None else known.documents,
+        )
         if ran.stop is not None:
             stop = replace(ran.stop, audit=self._fitness(scores)) if ran.is_complete else ran.stop
-            return Evaluation(document_scores=tables, seconds=seconds, rungs=ran.rungs, stop=stop)
+            return replace(evaluation, stop=stop)
         metrics = {name: value for score in scores for name, value in score.metrics.items()}
-        return Evaluation(self._fitness(scores), tables, metrics, seconds, rungs=ran.rungs)
+        return replace(evaluation, fitness=self._fitness(scores), metrics=metrics)
 
     def _fitness(self, scores: Sequence[ObjectiveScore]) -> tuple[float, ...]:
         signs = [1.0 if objective.higher_is_better else -1.0 for objective in self.objectives]
         return tuple(sign * score.value + 0.0 for sign, score in zip(signs, scores, strict=True))
-
-
-@dataclass
-class _Scoring:
-    """One candidate's way through the fitnesses.
-
-    Attributes:
-        parts: each fitness and what scores it.
-        split: whose documents.
-        seed: for whatever draws random numbers.
-        name: the fitness at work, for messages.
-    """
-
-    parts: Sequence[tuple[FitnessConfig, PythonFitness | CostFitness | _LmEvalPart]]
-    split: SplitName
-    seed: int
-    name: str = ""
-    whole: dict[str, list[ObjectiveScore]] = field(default_factory=dict)
-
-    def everything(self) -> list[ObjectiveScore]:
-        """All documents of all fitnesses."""
-        return [score for config, part in self.parts for score in self._whole(config, part)]
-
-    def rung(self, rung: int) -> list[Array]:
-        """Values of the documents of a rung, for each objective; ``(1,)`` of one that is scored whole."""
-        columns: list[Array] = []
-        for config, part in self.parts:
-            if isinstance(part, _LmEvalPart) and part.is_raced:
-                self.name = config.name
-                columns.append(part.score_rung(rung, self.seed))
-                continue
-            if rung == 0:
-                self.whole[config.name] = self._whole(config, part)
-            columns += [np.array([score.value]) for score in self.whole[config.name]]
-        return columns
-
-    def finished(self, ran: RungsRun) -> list[ObjectiveScore]:
-        """The scores over all rungs that were scored."""
-        scores: list[ObjectiveScore] = []
-        for config, part in self.parts:
-            self.name = config.name
-            if isinstance(part, _LmEvalPart) and part.is_raced:
-                scores += _finite([part.score_so_far(None if ran.is_complete else ran.last)])
-            else:
-                scores += self.whole[config.name]
-        return scores
-
-    def _whole(self, config: FitnessConfig, part: PythonFitness | CostFitness | _LmEvalPart) -> list[ObjectiveScore]:
-        self.name = config.name
-        return _finite(part.score(self.split, self.seed))
-
-
-class _LmEvalPart:
-    """One lm-eval fitness."""
-
-    def __init__(self, config: FitnessConfig, plan: FitnessPlan, rungs: tuple[tuple[int, ...], ...] = ()) -> None:
-        self._config = config
-        self._plan = plan
-        self._rungs = rungs
-        self._bank: Any = None
-        self.objectives = (Objective(config.name, plan.higher_is_better, config.weight),)
-
-    def use(self, scorer: Any, batch_size: int | None, exact_splits: Sequence[SplitName]) -> None:
-        """Score through this scorer from now on."""
-        from evomerge.evaluation.task_bank import TaskBank
-
-        self._bank = TaskBank(self._config, self._plan, scorer, batch_size, exact_roles=exact_splits, rungs=self._rungs)
-
-    def bind(self, model: Any, tokenizer: Any) -> None:
-        """Prepare the search split."""
-        self._bank.build("search")
-
-    def score(self, role: SplitName, seed: int) -> list[ObjectiveScore]:
-        """The objective's score."""
-        return [self._bank.score(role, seed)]
-
-    @property
-    def is_raced(self) -> bool:
-        """Whether its search documents are scored rung by rung."""
-        return bool(self._rungs)
-
-    def score_rung(self, rung: int, seed: int) -> Array:
-        """Values of a rung's documents, in the rung's order."""
-        values: Array = self._bank.score_rung(rung, seed)
-        return values
-
-    def score_so_far(self, rung: int | None) -> ObjectiveScore:
-        """The objective's score over the rungs scored; None = over all documents."""
-        score: ObjectiveScore = self._bank.score_so_far(rung)
-        return score
-
-
-def _check_reads_text(model: Any, tokenizer: Any, tasks: Sequence[str]) -> None:
-    """Refuse lm-eval tasks for what is no language model.
-
-    Raises:
-        InvalidInput: the model has no tokenizer, or nothing that predicts tokens.
-    """
-    lacks = [] if tokenizer is not None else ["has no tokenizer beside it"]
-    if model.get_output_embeddings() is None and not model.can_generate():
-        lacks.append("does not predict tokens")
-    if lacks:
-        message = (
-            f"an lm-eval task needs a language model with its tokenizer; this {type(model).__name__} "
-            f"{' and '.join(lacks)}. Score it with a `python:` fitness (docs/fitness.md)"
-        )
-        raise InvalidInput([Problem(f"fitness {name}", message) for name in tasks])
-
-
-def _finite(scores: list[ObjectiveScore]) -> list[ObjectiveScore]:
-    for score in scores:
-        if score.value != score.value or score.value in (float("inf"), float("-inf")):
-            raise ScoringFailed(FailureKind.NON_FINITE, f"{score.name} is {score.value}")
-    return scores
 
 
 def _seconds(started: float, forward: float) -> Seconds:

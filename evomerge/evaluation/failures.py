@@ -14,6 +14,18 @@ class ScoringFailed(EvomergeError):
         super().__init__(message)
 
 
+class WorkerBroken(EvomergeError):
+    """What a worker relies on is lost or in doubt, whatever the candidate; executors replace the worker and try again.
+
+    Attributes:
+        kind: how the job failed, should it not be tried again.
+    """
+
+    def __init__(self, kind: FailureKind, message: str) -> None:
+        self.kind = kind
+        super().__init__(message)
+
+
 def failure_of(error: Exception, doing: str) -> Failure:
     """What to record about an exception.
 

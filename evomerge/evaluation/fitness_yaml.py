@@ -17,8 +17,10 @@ from evomerge.yaml_files import pydantic_problems, read_yaml_mapping
 
 FitnessSpec = str | Path | Mapping[str, Any]
 
-CostName = Literal["num_hops", "num_parameters", "flops_per_token", "latency"]
-_COST_OPTIONS = {"context": "flops_per_token", "tokens": "latency", "repeats": "latency"}
+CostName = Literal["num_hops", "num_parameters", "flops_per_token", "latency", "mean_magnitude"]
+_COST_OPTIONS = {
+    "context": "flops_per_token", "tokens": "latency", "repeats": "latency", "parameter": "mean_magnitude",
+}  # fmt: skip
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*")
 _PYTHON = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -80,10 +82,12 @@ class FitnessConfig(_Frozen):
         description: for people.
         task: lm-eval task, group or tag: built in, under fitness/tasks, or under ``include_path``; or a task's YAML.
         python: ``module:function`` instead of a task (see python_fitness).
-        cost: ``num_hops``, ``num_parameters``, ``flops_per_token`` or ``latency`` instead (see cost_fitness).
+        cost: ``num_hops``, ``num_parameters``, ``flops_per_token``, ``latency`` or ``mean_magnitude`` instead (see
+            cost_fitness).
         context: positions that attention looks at, of ``flops_per_token``; None = 512.
         tokens: length of the prompt, of ``latency``; None = 128.
         repeats: measured forwards, of ``latency``; None = 5.
+        parameter: whose values, of ``mean_magnitude``.
         arguments: keyword arguments of the function.
         objectives: names the function returns, when it returns more than one: a list, or a mapping from name to
             direction (or direction, weight and reference).
@@ -116,6 +120,7 @@ class FitnessConfig(_Frozen):
     context: int | None = Field(default=None, ge=1)
     tokens: int | None = Field(default=None, ge=1)
     repeats: int | None = Field(default=None, ge=1)
+    parameter: str | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
     objectives: ObjectiveList = ()
     metric: str | None = None
@@ -194,6 +199,8 @@ class FitnessConfig(_Frozen):
         ]  # fmt: skip
         if given:
             raise ValueError(f"`{given[0]}` does not go with `cost`: costs have no documents and are always lowered")
+        if self.cost == "mean_magnitude" and self.parameter is None:
+            raise ValueError("`parameter` is missing: the hyperparameter whose values are penalised, for example scale")
 
     def _check_python(self) -> None:
         if isinstance(self.objectives, dict) and self.higher_is_better is not None:
@@ -285,9 +292,13 @@ def _load_one(spec: FitnessSpec, where: str, base: Path) -> FitnessConfig:
     except ValidationError as error:
         raise InvalidInput(pydantic_problems(error, place, FitnessConfig)) from None
     task = Path(config.task).stem if config.task and config.task.endswith((".yaml", ".yml")) else config.task
-    default = default_name or task or config.cost or str(config.python).replace(":", ".")
+    default = default_name or task or _cost_name(config) or str(config.python).replace(":", ".")
     name = config.name or re.sub(r"[^A-Za-z0-9_.:-]", "_", default)
     return config.model_copy(update={"name": name, **_absolute_paths(config, folder)})
+
+
+def _cost_name(config: FitnessConfig) -> str | None:
+    return config.cost if config.parameter is None else f"mean_{config.parameter}"
 
 
 def _absolute_paths(config: FitnessConfig, folder: Path) -> dict[str, Any]:

@@ -66,6 +66,14 @@ class PreparedRequests:
         plan = self.loglikelihood or self.generation
         return STOCK if plan is None else plan.engine
 
+    @property
+    def is_sampled(self) -> bool:
+        """Whether an answer depends on a random generator."""
+        if self.kind != "generate_until" or self.generation is not None:
+            return False
+        distinct = {json.dumps(request.args[1], sort_keys=True, default=str): request for request in self.requests}
+        return any(normalize_gen_kwargs(request.args[1]).get("do_sample") for request in distinct.values())
+
 
 @dataclass(frozen=True)
 class _Asked:
@@ -157,6 +165,23 @@ class PreparedScorer(HFLM):  # type: ignore[misc]
         """
         kinds = dict.fromkeys(instance.request_type for group in groups for instance in group)
         return [self._prepare_kind(_Asked.of(kind, groups, batch_size), exact) for kind in kinds]
+
+    def conditions(self, prepared: PreparedRequests, batch_size: int | None = None) -> dict[str, Any]:
+        """What answers depend on beside the model and the requests, as JSON data.
+
+        Args:
+            prepared: what `prepare` gave.
+            batch_size: what `prepare` was called with.
+        """
+        return {
+            "scorer": type(self).__name__,
+            "engine": prepared.engine,
+            "exact": self._exact,
+            "rows": [prepared.batch_size, batch_size or self._asked_batch_size],
+            "pass_tokens": self._pass_tokens,
+            "max_length": self.max_length,
+            "add_bos_token": self.add_bos_token,
+        }
 
     def _prepare_kind(self, asked: _Asked, exact: bool) -> PreparedRequests:
         rows = asked.batch_size or self._asked_batch_size

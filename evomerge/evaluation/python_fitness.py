@@ -33,6 +33,7 @@ from evomerge.evaluation.documents import (
 )
 from evomerge.evaluation.failures import ScoringFailed
 from evomerge.evaluation.fitness_yaml import FitnessConfig, objective_names
+from evomerge.evaluation.known_answers import KnownAnswers
 from evomerge.evaluation.python_objectives import said_of
 from evomerge.evaluation.task_scores import ObjectiveScore
 from evomerge.terms import DocumentScores, FailureKind, Objective, SplitName
@@ -162,12 +163,15 @@ class PythonFitness:
         """Use this model from now on."""
         self._model, self._tokenizer = model, tokenizer
 
-    def score(self, role: SplitName, seed: int) -> list[ObjectiveScore]:
-        """Call the function.
+    def score(self, role: SplitName, seed: int, known: KnownAnswers | None = None) -> list[ObjectiveScore]:
+        """Call the function. It may read anything, so what it returned before is never taken for known.
 
         Raises:
             ScoringFailed: it returned something that is no score.
+            NotKnown: nothing may be computed.
         """
+        if known is not None:
+            known.must_compute()
         documents = self._chosen(role)
         returned = self._function(self._model, self._tokenizer, documents, seed, **self._filled_in(role))
         if not self._keys:

@@ -128,6 +128,16 @@ class BudgetConfig(Strict):
         return self
 
 
+class VllmConfig(Strict):
+    """vLLM in a process and a Python environment of its own; see docs/vllm.md."""
+
+    python: str = Field(min_length=1)
+    tensor_parallel: int = Field(default=1, ge=1)
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, lt=1)
+    max_model_len: int | None = Field(default=None, gt=0)
+    enforce_eager: bool = False
+
+
 class RuntimeConfig(Strict):
     """Where and how candidates are merged and scored."""
 
@@ -137,7 +147,8 @@ class RuntimeConfig(Strict):
     threads: int | Literal["auto"] = "auto"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    backend: Literal["hf"] = "hf"
+    backend: Literal["hf", "vllm"] = "hf"
+    vllm: VllmConfig | None = None
     batch_size: int | None = Field(default=None, gt=0)
     deadline: DurationSeconds | None = None
     max_attempts: int = Field(default=2, ge=1, le=10)
@@ -146,6 +157,7 @@ class RuntimeConfig(Strict):
     prefix_cache: SizeBytesOrNone | None = None
     scorer: Literal["fast", "exact"] = "fast"
     pass_tokens: int | None = Field(default=None, gt=0)
+    score_cache: bool | Annotated[str, Field(min_length=1)] = False
 
     @field_validator("workers", "threads")
     @classmethod
@@ -218,6 +230,40 @@ class RacingConfig(Strict):
         return LEVELS[self.rule] if self.level == "auto" else float(self.level)
 
 
+class DriftConfig(Strict):
+    """When estimates no longer agree with full scores."""
+
+    tolerance: float = Field(default=0.02, ge=0)
+    level: float = Field(default=0.01, gt=0, lt=0.5)
+    min_rank: float = Field(default=0.2, ge=-1, le=1)
+    growth: float = Field(default=2.0, gt=1, le=100)
+
+
+class EstimationConfig(Strict):
+    """Scoring candidates on some documents and estimating their fitness."""
+
+    estimator: Literal["p_irt", "mp_irt", "gp_irt", "mean"] = "p_irt"
+    documents: int | float = 0.3
+    full_generations: int = Field(default=1, ge=0)
+    full_every: int = Field(default=5, ge=1)
+    leaders: int = Field(default=3, ge=1)
+    sampled: int = Field(default=3, ge=0)
+    drift: DriftConfig | Literal["off"] = DriftConfig()
+
+    @field_validator("documents")
+    @classmethod
+    def _number_or_share(cls, value: int | float) -> int | float:
+        if value < 1 if isinstance(value, int) else not 0 < value < 1:
+            raise ValueError("expected a number of documents, or a share between 0 and 1")
+        return value
+
+    @field_validator("drift", mode="before")
+    @classmethod
+    def _guarded(cls, value: Any) -> Any:
+        return {True: {}, False: "off", "on": {}}.get(value, value) if isinstance(value, bool | str) else value
+
+
+SWITCHES: dict[Any, Any] = {True: {}, False: None, "on": {}, "off": None}
 LEVELS = {"betting": 0.3, "wilcoxon": 0.05, "halving": 0.3}  # docs/benchmarks.md; halving does not look at it
 
 
@@ -238,16 +284,16 @@ class ExperimentConfig(Strict):
     runtime: RuntimeConfig = RuntimeConfig()
     finish: FinishConfig = FinishConfig()
     racing: RacingConfig | None = None
+    estimation: EstimationConfig | None = None
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
     storage: str | None = None
     import_paths: tuple[str, ...] = ()
     seed: int = Field(default=0, ge=0)
 
-    @field_validator("racing", mode="before")
+    @field_validator("racing", "estimation", mode="before")
     @classmethod
     def _on_or_off(cls, value: Any) -> Any:
-        switches: dict[Any, Any] = {True: {}, False: None, "on": {}, "off": None}
-        return switches[value] if isinstance(value, bool | str) and value in switches else value
+        return SWITCHES[value] if isinstance(value, bool | str) and value in SWITCHES else value
 
     @field_validator("fitness", "report", "constraints", mode="before")
     @classmethod

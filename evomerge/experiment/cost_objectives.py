@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from evomerge.engine.model_cost import source_cost
-from evomerge.errors import Problem
+from evomerge.errors import Problem, did_you_mean
 from evomerge.evaluation.cost_fitness import DEFAULT_CONTEXT
 from evomerge.evaluation.fitness_yaml import FitnessConfig
 from evomerge.evaluation.python_objectives import said_of
 from evomerge.experiment.config import ExperimentConfig
+from evomerge.methods.catalogue import ALL_SPECS as METHODS
 from evomerge.recipes.recipe import Source
 from evomerge.search.catalogue import SPECS
 from evomerge.terms import Objective
@@ -29,6 +30,7 @@ def cost_problems(config: ExperimentConfig, where: str, fitness: Sequence[Fitnes
     costs = [item for item in fitness if item.cost is not None]
     if not costs:
         return
+    yield from _parameter_problems(config, where, costs)
     first = costs[0].name
     if len(costs) == len(fitness):
         yield Problem(
@@ -53,6 +55,17 @@ def cost_problems(config: ExperimentConfig, where: str, fitness: Sequence[Fitnes
         f"of its own. Use an optimizer of several objectives ({able}); or say what one unit is worth, for example "
         f"{{cost: num_hops, weight: 0.001}}; or `scalarisation: first`, then it is only recorded.",
     )
+
+
+def _parameter_problems(config: ExperimentConfig, where: str, costs: Sequence[FitnessConfig]) -> Iterator[Problem]:
+    """Penalties on what no method has; a user's own methods may have anything."""
+    if ":" in str(config.search_space.get("method", "") if isinstance(config.search_space, dict) else ""):
+        return
+    known = sorted({parameter.name for spec in METHODS.values() for parameter in spec.hyperparameters})
+    for item in costs:
+        if item.parameter is not None and item.parameter not in known:
+            message = f"no method has such a hyperparameter. {did_you_mean(item.parameter, known)}"
+            yield Problem(f"{where}: fitness: {item.name}: parameter", message)
 
 
 def reference_point_of(
@@ -87,7 +100,7 @@ def reference_point_of(
 
 
 def _worst_cost(config: FitnessConfig, models: Sequence[Source]) -> float | None:
-    if config.cost is None or config.cost == "latency":
+    if config.cost in (None, "latency", "mean_magnitude"):
         return None
     costs = [source_cost(source, config.context or DEFAULT_CONTEXT) for source in dict.fromkeys(models)]
     known = [float(getattr(cost, config.cost)) for cost in costs if cost is not None]

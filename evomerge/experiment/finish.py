@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from evomerge.experiment.baselines import baseline_key, experiment_baselines
+from evomerge.experiment.estimation import Estimation
 from evomerge.experiment.load import Experiment
 from evomerge.experiment.objectives import Judge
 from evomerge.experiment.recorder import RunRecorder
-from evomerge.experiment.search_loop import candidate_key
+from evomerge.experiment.search_loop import candidate_key, full_job
 from evomerge.experiment.split_scales import anchor_models, split_scales
 from evomerge.experiment.summary import build_summary, write_summary
 from evomerge.recipes.recipe import Recipe
@@ -76,6 +77,7 @@ class Finish:
         stop_requested: polled.
         idle_jobs: baselines that the search has not started.
         judge: makes one number of several objectives.
+        estimation: where candidates were estimated; those with the best estimates are completed first.
     """
 
     def __init__(
@@ -86,6 +88,8 @@ class Finish:
         stop_requested: Callable[[], bool],
         idle_jobs: Iterator[Job],
         judge: Judge,
+        *,
+        estimation: Estimation | None = None,
     ) -> None:
         self.loaded = loaded
         self.recorder = recorder
@@ -93,6 +97,7 @@ class Finish:
         self.stop_requested = stop_requested
         self.idle_jobs = idle_jobs
         self.judge = judge
+        self.estimation = estimation
         self.baselines = _baselines(loaded)
 
     def run(self, reason: str) -> dict[str, Any] | None:
@@ -107,6 +112,7 @@ class Finish:
         anchors = anchor_models(self.loaded, self.loaded.rules.normalise)
         try:
             self._score("baselines", self.idle_jobs)
+            self._complete_estimated()
             finalists = self._finalists()
             if self._has("validation") and len(finalists) > 1:
                 jobs = [baseline_job(self.loaded, name, "validation") for name in anchors]
@@ -134,6 +140,17 @@ class Finish:
         recipe = self.recorder.decode(self.recorder.progress.candidates[number].genotype)
         seed = derive_seed(self.loaded.config.seed, "candidate", number)
         return Job(f"{split}:{candidate_key(number)}", recipe, split, seed)
+
+    def _complete_estimated(self) -> None:
+        """Score the best by estimate on all search documents, so that finalists are chosen among complete ones."""
+        if self.estimation is None:
+            return
+        settings, progress = self.loaded.config.finish, self.recorder.progress
+        numbers = self.estimation.final(progress, settings.front_size if self._many_objectives else settings.top_k)
+        seed, space = self.loaded.config.seed, self.loaded.space
+        assert space is not None
+        self._score("completing", [full_job(progress, space, self.estimation, seed, number) for number in numbers])
+        self.recorder.checkpoint(progress.closed - 1)
 
     def _finalists(self) -> list[int]:
         """The top k by scalar search fitness, equal recipes once; of a Pareto search the front.

@@ -15,18 +15,23 @@ from evomerge.engine.sources import SourceStatus, describe_source
 from evomerge.errors import InvalidInput, Problem, UserError, did_you_mean
 from evomerge.evaluation.fitness_yaml import FitnessConfig, load_fitness, objective_names
 from evomerge.evaluation.python_fitness import add_import_paths
+from evomerge.experiment.backend_problems import backend_problems
 from evomerge.experiment.config import ExperimentConfig
 from evomerge.experiment.cost_objectives import cost_problems
+from evomerge.experiment.estimation_problems import estimation_problems
+from evomerge.experiment.lineage_problems import lineage_problems
 from evomerge.experiment.model_facts import ModelFacts, find_model_facts
 from evomerge.experiment.objectives import ObjectiveRules, parse_rules
 from evomerge.experiment.overrides import apply_overrides
 from evomerge.experiment.racing_problems import racing_problems
+from evomerge.experiment.score_cache import cache_problems, with_absolute_folder
 from evomerge.presets import preset_dir
 from evomerge.recipes.recipe import Node, Route, Source
 from evomerge.recipes.recipe_yaml import recipe_from_mapping
 from evomerge.search import base as search
 from evomerge.search.catalogue import SPECS, validate_optimizer
 from evomerge.spaces.joint_config import data_flow_of
+from evomerge.spaces.lineage_space import LineageSpace
 from evomerge.spaces.space import SearchSpace
 from evomerge.spaces.space_yaml import SpaceModels, build_space, load_space
 from evomerge.terms import derive_seed
@@ -140,7 +145,7 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
     except ValidationError as error:
         raise InvalidInput(pydantic_problems(error, where, ExperimentConfig)) from None
     imports = tuple(str((folder / path).resolve()) for path in config.import_paths or (".",))
-    config = config.model_copy(update={"import_paths": imports})
+    config = with_absolute_folder(config.model_copy(update={"import_paths": imports}), folder)
     add_import_paths(imports)  # for the user's merge methods, which the search space names
     problems: list[Problem] = []
 
@@ -168,12 +173,15 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
         found = tuple((name, node) for name, node in stages if not isinstance(node, Route))
         seed, shapes = derive_seed(config.seed, "masks"), facts.shapes
         merged = collect(lambda: _merged(config, where, experts, found, space_config)) or experts
-        models = SpaceModels(base, merged, facts.num_blocks, seed, config.dtype, facts.tensors, shapes, found)
+        models = SpaceModels(
+            base, merged, facts.num_blocks, seed, config.dtype, facts.tensors, shapes, found, facts.sizes
+        )
         space = collect(lambda: build_space(space_config, models))
     rules = None if fitness is None else collect(lambda: parse_rules(config, fitness, where))
     problems += _optimizer_problems(config, where, space, fitness)
-    problems += cost_problems(config, where, fitness or ())
-    problems += racing_problems(config, where, fitness or ())
+    problems += lineage_problems(config, where, space_config, fitness or ())
+    problems += backend_problems(config, where, [*(fitness or ()), *(report or ())], space, stages)
+    problems += _scoring_problems(config, where, fitness or ())
     if problems:
         raise InvalidInput(problems)
     assert fitness is not None
@@ -190,6 +198,16 @@ def resolve_experiment(mapping: dict[str, Any], where: str, folder: Path) -> Exp
     return Experiment(
         config, where, base, experts, space, *fitnesses, sources, resolved, notes, facts.depths, stages, rules
     )
+
+
+def _scoring_problems(config: ExperimentConfig, where: str, fitness: Sequence[FitnessConfig]) -> list[Problem]:
+    """What is wrong with costs, with ways to score fewer documents, and with the cache."""
+    return [
+        *cost_problems(config, where, fitness),
+        *racing_problems(config, where, fitness),
+        *estimation_problems(config, where, fitness),
+        *cache_problems(config, where),
+    ]
 
 
 def _found(config: ExperimentConfig, where: str, problems: list[Problem]) -> Iterator[tuple[str, Node]]:
@@ -258,9 +276,9 @@ def _optimizer_problems(
     name = config.optimizer.name
     if name not in SPECS:
         return [Problem(f"{place}.name", f"no optimizer is called {name!r}. {did_you_mean(name, SPECS)}")]
-    if space is None or fitness is None:
-        return []
     spec = SPECS[name]
+    if space is None or fitness is None or spec.merges_seeds != isinstance(space, LineageSpace):
+        return []  # the last of them is told by `lineage_problems`
     if config.optimizer.mode == "steady_state" and not spec.steady_state:
         return [Problem(f"{place}.mode", f"{name} works in generations only")]
     if config.optimizer.warm_start is not None and not spec.warm_start:
@@ -280,7 +298,7 @@ def _optimizer_problem(
         num_objectives=objectives if many else 1,
         seed=derive_seed(config.seed, "optimizer"),
         evaluations=config.budget.evaluations,
-        noisy=any(_is_sample(item) for item in fitness),
+        noisy=config.estimation is not None or any(_is_sample(item) for item in fitness),
         workers=config.runtime.workers if isinstance(config.runtime.workers, int) else DEFAULT_BATCH,
         num_constraints=len(config.constraints),
         warm_start=config.optimizer.warm_start is not None,

@@ -23,12 +23,14 @@ class ModelFacts:
         tensors: (name, component) of every merged tensor; empty without a merge of models.
         shapes: (name, shape) of the models; the base's name is ``base``.
         notes: lines worth telling.
+        sizes: number of entries of each of ``tensors``.
     """
 
     num_blocks: int | None = None
     tensors: tuple[tuple[str, str], ...] = ()
     shapes: tuple[tuple[str, ModelShape], ...] = ()
     notes: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
 
     @property
     def depths(self) -> dict[str, int]:
@@ -61,12 +63,13 @@ def find_model_facts(
     if (flow is None or isinstance(space, JointConfig)) and reference in here:
         merged = check_models([reference, *(source for source in here if source != reference)])
     tensors = tuple((slot.name, slot.component) for slot in ([] if merged is None else merged.slots))
+    sizes = tuple(slot.num_elements for slot in ([] if merged is None else merged.slots))
     if flow is None:
         if merged is None:
             return ModelFacts()
         shape = _shape_of(merged)
         shapes = tuple((name, shape) for name, source in names.items() if source in here)
-        return ModelFacts(merged.num_blocks, tensors, shapes)
+        return ModelFacts(merged.num_blocks, tensors, shapes, sizes=sizes)
     first = [name for name in flow.pool or () if name in names]  # its first model lends the ends
     order = [name for name in (*first, *(name for name in names if name not in first)) if names[name] in here]
     models, notes = check_route_models([(name, names[name]) for name in order]) if order else ((), ())

@@ -15,11 +15,13 @@ from evomerge.errors import ResumeRefused
 from evomerge.evaluation.documents import DocumentPlan
 from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 from evomerge.evaluation.fitness_yaml import objective_names
+from evomerge.experiment.backend_problems import backend_versions, changed_backend, vllm_settings
 from evomerge.experiment.config import RuntimeConfig
 from evomerge.experiment.cost_objectives import reference_point_of
 from evomerge.experiment.load import CHANGEABLE, Experiment
 from evomerge.experiment.objectives import check_directions
 from evomerge.experiment.rung_sizes import rung_settings
+from evomerge.experiment.score_cache import folder_of, note_uncached
 from evomerge.experiment.stages import StagedExperiment, load_any
 from evomerge.methods.own_method import source_fingerprint
 from evomerge.recipes.recipe import Route
@@ -102,7 +104,7 @@ def runtime_settings(config: RuntimeConfig) -> RuntimeSettings:
         threads=config.threads, dtype=config.dtype, device=config.device, batch_size=config.batch_size,
         deadline_seconds=config.deadline, max_attempts=config.max_attempts, address=config.address,
         state_memory_bytes=config.state_memory, prefix_cache_bytes=config.prefix_cache,
-        scorer=config.scorer, pass_tokens=config.pass_tokens,
+        scorer=config.scorer, pass_tokens=config.pass_tokens, vllm=vllm_settings(config),
     )  # fmt: skip
 
 
@@ -140,7 +142,9 @@ def start_executor(loaded: Experiment, plan: DocumentPlan, population_size: int,
         import_paths=config.import_paths,
         lanes=_num_lanes(loaded),
         rungs=rung_settings(config, loaded.fitness, plan),
+        score_cache=folder_of(config.runtime),
     )
+    note_uncached(config.runtime, [*loaded.fitness, *loaded.report], own_methods(loaded))
     return build_executor(runtime_settings(config.runtime), worker_plan, max_useful=population_size, early=early)
 
 
@@ -148,6 +152,13 @@ def _num_lanes(loaded: Experiment) -> int:
     """Models whose blocks the routes of the search, or those that earlier stages found, need at once."""
     searched = 0 if loaded.space is None else loaded.space.num_lanes
     return max([searched, *(len(node.models) for _, node in loaded.stages if isinstance(node, Route))])
+
+
+def own_methods(loaded: Experiment) -> list[str]:
+    """Merge methods of the user's own that the search space names."""
+    space = loaded.resolved["search_space"]
+    named = (space["parameters"] if space["kind"] == "joint" else space).get("method", [])
+    return [name for name in ([named] if isinstance(named, str) else named) if ":" in name]
 
 
 def describe_run(loaded: Experiment, plan: DocumentPlan) -> Manifest:
@@ -158,11 +169,11 @@ def describe_run(loaded: Experiment, plan: DocumentPlan) -> Manifest:
     """
     names = {**({"base": loaded.base} if loaded.base else {}), **dict(loaded.experts)}
     models = {name: fingerprint(source) for name, source in names.items()}
-    space = loaded.resolved["search_space"]
-    named = (space["parameters"] if space["kind"] == "joint" else space).get("method", [])
-    own = [name for name in ([named] if isinstance(named, str) else named) if ":" in name]
-    methods = {name: source_fingerprint(name) for name in own}
-    return build_manifest(loaded.resolved, loaded.fingerprint, models, plan.to_json(), methods=methods)
+    methods = {name: source_fingerprint(name) for name in own_methods(loaded)}
+    versions = backend_versions(loaded.config.runtime)
+    return build_manifest(
+        loaded.resolved, loaded.fingerprint, models, plan.to_json(), methods=methods, engine_versions=versions
+    )
 
 
 def check_unchanged(loaded: Experiment, plan: DocumentPlan, folder: RunDir) -> tuple[str, ...]:
@@ -182,7 +193,8 @@ def check_unchanged(loaded: Experiment, plan: DocumentPlan, folder: RunDir) -> t
     old, new = load_manifest(folder.manifest_path), describe_run(loaded, plan)
     changes = compare_manifests(replace(old, documents={}), replace(new, documents={}), CHANGEABLE)
     # Documents are compared by what they say, not by where their files lie.
-    refuse = [*changes.refuse, *DocumentPlan.from_json(old.documents).differences(plan)]
+    backend = changed_backend(old.experiment, loaded.config.runtime)
+    refuse = [*backend, *changes.refuse, *DocumentPlan.from_json(old.documents).differences(plan)]
     if refuse:
         lines = "\n".join(f"  {line}" for line in refuse)
         raise ResumeRefused(f"{folder.path}: this is not the run that was started:\n{lines}\nStart a new run instead.")

@@ -5,6 +5,9 @@ A stopped candidate has no number that may stand beside a fitness over all docum
 (`evomerge.search.stopped_last`). With one objective the standing is the most its value can be: the value of the
 candidate it was behind plus the upper confidence bound of the difference. With several it is that bound alone, in the
 objective where it came nearest. Between equals the one that came further stands higher.
+
+A candidate whose fitness was estimated is told its estimate, also after it was completed: all of one generation are
+estimates of one kind.
 """
 
 from __future__ import annotations
@@ -36,7 +39,10 @@ def told_results(
     results = []
     for key in ids:
         evaluation, genotype = evaluations[key], candidates[key].genotype.copy()
-        if evaluation.ok:
+        if evaluation.estimate is not None:
+            estimated = evaluation.estimate.fitness
+            results.append(Result(key, genotype, scalarise(estimated), constrain(estimated)))
+        elif evaluation.ok:
             results.append(Result(key, genotype, scalarise(evaluation.fitness), constrain(evaluation.fitness)))
         elif evaluation.stop is None:
             results.append(Result(key, genotype, None))

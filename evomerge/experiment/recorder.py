@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from evomerge.experiment.racing_ranks import Scalariser
-from evomerge.experiment.search_loop import Progress, candidate_id, no_constraints
+from evomerge.experiment.replay import with_estimate
+from evomerge.experiment.search_loop import Progress, candidate_id, completed_id, no_constraints
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.recipe_yaml import format_recipe
 from evomerge.reports.progress import Clock, ProgressView
 from evomerge.runtime.executor import Executor, Outcome
 from evomerge.search.front import feasible_front, hypervolume
+from evomerge.store.estimation_events import Estimated
 from evomerge.store.event_log import EventLog
 from evomerge.store.events import Asked, Ended, Evaluated, Event, Failed, GenerationClosed, RunStarted, Stopped, Told
 from evomerge.store.front_file import Front, FrontEntry, write_best_recipe, write_front
@@ -132,13 +134,17 @@ class RunRecorder:
         """A finished job: its per-document scores, then its event, then the projection and the view."""
         event = self._event(outcome)
         self.log.append(event)
-        self.outcomes[event.key] = event
+        self.outcomes[event.name if isinstance(event, Evaluated) else event.key] = event
         self._hops += outcome.evaluation.hops
         number = candidate_id(outcome.job.key)
         if self.projection is not None:
-            self.projection.add(event, None if number is None else Asked.of(self.progress.candidates[number]))
-        if number is not None and outcome.evaluation.ok:
-            self._keep_best(number, outcome.evaluation.fitness)
+            asked = None if event.candidate is None else Asked.of(self.progress.candidates[event.candidate])
+            self.projection.add(event, asked)
+        if event.candidate is not None and outcome.evaluation.ok:
+            self._keep_best(event.candidate, outcome.evaluation.fitness)
+            if number is None:  # completed after it was estimated
+                before = self.progress.outcomes[event.candidate]
+                self.progress.outcomes[event.candidate] = with_estimate(outcome, before)
         self._announce_workers()
         busy = 0 if self._executor is None else min(self._executor.num_pending, self._executor.num_workers)
         is_extra = self.clock.standing.phase == SEARCH and number is None  # a baseline for an idle worker
@@ -251,17 +257,25 @@ class RunRecorder:
         number = candidate_id(job.key)
         about: dict[str, Any] = {
             "worker": outcome.worker, "started": outcome.started, "finished": outcome.finished,
-            "attempts": outcome.attempts, "recipe_id": "" if number is not None else job.recipe.recipe_id,
+            "attempts": outcome.attempts,
+            "recipe_id": "" if number is not None or completed_id(job.key) is not None else job.recipe.recipe_id,
         }  # fmt: skip
         if evaluation.failure is not None:
             failure = evaluation.failure
             return Failed(job.key, number, job.split, failure.kind, failure.message, **about)
+        about |= {"known_documents": evaluation.known_documents, "is_recalled": evaluation.is_recalled}
         reference = self.scores.save(job.key, evaluation.document_scores) if evaluation.document_scores else None
         if evaluation.stop is not None:
             assert number is not None, "only candidates are raced"
             return Stopped(job.key, number, evaluation.stop, evaluation.rungs, evaluation.seconds, reference, **about)
+        if evaluation.estimate is not None:
+            assert number is not None, "only candidates are estimated"
+            return Estimated(
+                job.key, number, evaluation.estimate, evaluation.metrics, evaluation.seconds, reference, **about
+            )
         missed = self.constrain(evaluation.fitness) if job.split == SEARCH else ()
+        candidate = completed_id(job.key) if number is None else number
         return Evaluated(
-            job.key, number, job.split, evaluation.fitness, evaluation.metrics, evaluation.seconds, reference,
+            job.key, candidate, job.split, evaluation.fitness, evaluation.metrics, evaluation.seconds, reference,
             constraints=missed, rungs=evaluation.rungs, **about,
         )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from evomerge.experiment.search_loop import Progress, candidate_key, no_constrai
 from evomerge.recipes.recipe import Recipe
 from evomerge.runtime.executor import Job, Outcome
 from evomerge.search.base import Optimizer
+from evomerge.store.estimation_events import Estimated
 from evomerge.store.events import Asked, Ended, Evaluated, Event, GenerationClosed, Stopped, Told, WarmStarted
 from evomerge.terms import Array, Evaluation, Failure
 
@@ -51,7 +53,8 @@ def replay(
             progress.add(candidate)
         elif isinstance(event, Ended) and event.candidate is not None:
             candidate = progress.candidates[event.candidate]
-            progress.outcomes[candidate.id] = outcome_of(event, decode(candidate.genotype))
+            outcome = outcome_of(event, decode(candidate.genotype))
+            progress.outcomes[candidate.id] = with_estimate(outcome, progress.outcomes.get(candidate.id))
         elif isinstance(event, WarmStarted):
             know(optimizer, event, scalarise)
         elif isinstance(event, Told):
@@ -69,12 +72,21 @@ def know(optimizer: Optimizer, event: WarmStarted, scalarise: Scalariser) -> Non
     optimizer.know(genotypes, np.array([scalarise(row) for row in event.fitness], dtype=np.float64))
 
 
+def with_estimate(complete: Outcome, before: Outcome | None) -> Outcome:
+    """A completed candidate's outcome; what its optimizer is told stays the estimate it had."""
+    if before is None:
+        return complete
+    return replace(complete, evaluation=replace(complete.evaluation, estimate=before.evaluation.estimate))
+
+
 def outcome_of(event: Ended, recipe: Recipe) -> Outcome:
     """The outcome an event recorded, without its per-document scores."""
     if isinstance(event, Evaluated):
         evaluation = Evaluation(event.fitness, (), event.metrics, event.seconds, rungs=event.rungs)
     elif isinstance(event, Stopped):
         evaluation = Evaluation(seconds=event.seconds, rungs=event.rungs, stop=event.stop)
+    elif isinstance(event, Estimated):
+        evaluation = Evaluation(seconds=event.seconds, estimate=event.estimate)
     else:
         evaluation = Evaluation(failure=Failure(event.kind, event.message))
     key = event.key if event.candidate is None else candidate_key(event.candidate)

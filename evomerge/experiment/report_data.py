@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from evomerge.errors import UserError
 from evomerge.experiment.config import ExperimentConfig
+from evomerge.experiment.estimation_summary import estimation_summary
 from evomerge.experiment.front_view import FrontPoint, FrontView, view_of
 from evomerge.experiment.inspecting import front_records
 from evomerge.experiment.load import Experiment
 from evomerge.experiment.objectives import build_one_number
+from evomerge.experiment.racing_summary import racing_summary
 from evomerge.recipes.recipe import Recipe, Route, Source, Stack, children
 from evomerge.reports.coefficients import HeatMap, heat_maps
 from evomerge.reports.front_points import FrontData, FrontMark, FrontSplit, thinned_cloud
 from evomerge.reports.run_cost import RunCost, read_cost
 from evomerge.reports.run_history import History, read_history
-from evomerge.reports.summary_table import ONE_NUMBER
+from evomerge.reports.summary_table import ONE_NUMBER, estimation_line, racing_line
 from evomerge.search.calibration import Calibration
+from evomerge.search.catalogue import SPECS
 from evomerge.store.events import RunStarted
 from evomerge.store.manifest import Manifest, load_manifest
 from evomerge.store.run_dir import RunDir
@@ -85,15 +88,27 @@ class ReportData:
     @cached_property
     def history(self) -> History:
         """Scores over the run."""
+        kind = self.config.scalarisation
+        return read_history(self.state, self.one_number, str(ONE_NUMBER.get(kind, kind)))
+
+    @cached_property
+    def one_number(self) -> Callable[[tuple[float, ...]], float]:
+        """From raw fitness to the number by which candidates are compared."""
         objectives = self.started.objectives
         known = self.state.calibrated
         calibration = Calibration(known.scales if known is not None else (1.0,) * len(objectives))
         normalised = [text != "raw" for text in self.started.normalise] or [False] * len(objectives)
         one_number = build_one_number(self.config, objectives, normalised)
-        kind = self.config.scalarisation
-        return read_history(
-            self.state, lambda fitness: one_number(calibration.told(fitness))[0], str(ONE_NUMBER.get(kind, kind))
-        )
+        return lambda fitness: one_number(calibration.told(fitness))[0]
+
+    def spared(self) -> Iterator[str]:
+        """What racing or estimation spared, a line each; also while the run goes on."""
+        racing, estimation = self.config.racing, self.config.estimation
+        if racing is not None:
+            many = SPECS[self.config.optimizer.name].multi_objective and self.has_many_objectives
+            yield racing_line(racing_summary(self.state, racing.rule, many, self.one_number))
+        if estimation is not None:
+            yield estimation_line(estimation_summary(self.state, estimation.estimator, self.one_number))
 
     @cached_property
     def cost(self) -> RunCost:

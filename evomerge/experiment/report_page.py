@@ -40,7 +40,7 @@ def build_page(data: ReportData, figures: Figures) -> str:
         ("coefficients", "Numbers of the merge", lambda: drawn("coefficients")),
         ("routes", "Paths through the blocks", lambda: drawn("routes")),
         ("importance", "Importance of parameters", lambda: drawn("importance")),
-        ("cost", "Cost", lambda: drawn("cost") + sections.costs(data.cost)),
+        ("cost", "Cost", lambda: drawn("cost") + sections.costs(data.cost) + _spared(data)),
         ("failures", "Failures", lambda: sections.failures(read_failures(data.state))),
         ("provenance", "Provenance", lambda: sections.provenance(data.manifest, data.started.seeds)),
         ("repeat", "How to repeat and use it", lambda: _repeat(data)),
@@ -76,6 +76,19 @@ def _front(data: ReportData, drawn: Callable[[str], str]) -> str:
     if not data.front.splits:
         return _nothing()
     return drawn("front") + sections.front_tables(data.front, data.view.confidence)
+
+
+def _spared(data: ReportData) -> str:
+    """What racing or estimation spared: such candidates have no score anywhere else on the page."""
+    meaning = {
+        "racing": "Stopped candidates were clearly behind after some of their documents and have no fitness; figures "
+        "and tables show complete candidates only.",
+        "estimation": "An estimate is no fitness: figures and tables show only candidates that were scored on all "
+        "documents. The best by estimate are estimated too high on average.",
+    }
+    return "".join(
+        html.paragraph(f"{line[0].upper()}{line[1:]}. {meaning[line.split(' ', 1)[0]]}") for line in data.spared()
+    )
 
 
 def _repeat(data: ReportData) -> str:

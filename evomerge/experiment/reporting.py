@@ -137,6 +137,9 @@ def _section(figures: Figures, section: str) -> Sequence[Shown]:
     """The figures of a section; none where the page says what it lacks."""
     try:
         return figures.of(section)
+    except UserError as error:
+        _logger.warning("the figures of %s are not drawn: %s", section, error)
+        return ()
     except Exception:
         _logger.exception("the figures of %s could not be drawn", section)
         return ()

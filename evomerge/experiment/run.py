@@ -9,15 +9,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import evomerge
 from evomerge.evaluation.documents import DocumentPlan, plan_documents
 from evomerge.experiment.about_run import about_run
+from evomerge.experiment.backend_check import check_backend
+from evomerge.experiment.build_estimation import build_estimation
 from evomerge.experiment.calibrate import calibrated_problem, settle_calibration
-from evomerge.experiment.finish import Finish, Interrupted, baseline_jobs
+from evomerge.experiment.document_scores import with_document_scores
+from evomerge.experiment.estimation import EstimatingExecutor
+from evomerge.experiment.estimation_problems import check_estimation
+from evomerge.experiment.finish import Finish, Interrupted, baseline_jobs, score_jobs
+from evomerge.experiment.lineage_problems import check_document_scores
 from evomerge.experiment.live_report import LiveReport
 from evomerge.experiment.load import Experiment, load_experiment
 from evomerge.experiment.objectives import build_judge
@@ -38,6 +44,7 @@ from evomerge.experiment.replay import know, replay
 from evomerge.experiment.reporting import report_at_end
 from evomerge.experiment.result import RunResult
 from evomerge.experiment.search_loop import Limits, SearchLoop
+from evomerge.experiment.seed_gram import with_seeds
 from evomerge.experiment.stage_runs import begin_stages, resume_stages
 from evomerge.experiment.stages import StagedExperiment
 from evomerge.experiment.warm_start import load_warm_start
@@ -90,6 +97,9 @@ def begin_run(loaded: Experiment, path: Path, view: ProgressView, overwrite: boo
         early = start_ray(loaded, stack)
         plan = plan_documents([*loaded.fitness, *loaded.report], loaded.config.import_paths)
         check_racing(loaded.config, loaded.where, loaded.fitness, plan)
+        check_estimation(loaded.config, loaded.where, loaded.fitness, plan)
+        check_document_scores(loaded.config, loaded.where, loaded.fitness, plan)
+        check_backend(loaded, plan)
         manifest = describe_run(loaded, plan)
         known = load_warm_start(loaded, plan)
         folder = RunDir.create(path, overwrite=overwrite)
@@ -136,6 +146,7 @@ def resume_run(loaded: Experiment, path: Path, view: ProgressView) -> RunResult:
         early = start_ray(loaded, stack)
         plan = plan_documents([*loaded.fitness, *loaded.report], loaded.config.import_paths)
         warnings = check_unchanged(loaded, plan, folder)
+        check_backend(loaded, plan)
         for line in warnings:
             view.note(f"changed since the start: {line}")
         events = folder.event_log().read()
@@ -170,6 +181,7 @@ def _drive(opening: _Opening, view: ProgressView, stack: ExitStack) -> RunResult
     assert state.started is not None
     stack.enter_context(logging_to(folder.log_path))
     log = stack.enter_context(folder.event_log())
+    opening = replace(opening, problem=with_seeds(opening.problem, loaded, folder, view.note))
     population_size = build_optimizer(config.optimizer.name, opening.problem, config.optimizer.settings).population_size
     executor = start_executor(loaded, opening.plan, population_size, opening.early)
     stack.callback(executor.close)
@@ -204,6 +216,7 @@ def _search(
     judge = build_judge(loaded, recorder.objectives, calibration, opening.problem.num_objectives)
     problem = calibrated_problem(opening.problem, calibration)
     optimizer = build_optimizer(config.optimizer.name, problem, config.optimizer.settings)
+    optimizer = with_document_scores(config.optimizer.name, optimizer, recorder)
     progress, exact = replay(opening.events, optimizer, space.decode, judge.told, judge.constrain)
     progress.elapsed_seconds = state.elapsed_seconds
     if not exact:
@@ -217,11 +230,16 @@ def _search(
     recorder.judge_by(progress, judge.scalarise, judge.constrain, calibration.scales)
     racer = build_racer(loaded, opening.plan, recorder, judge.told, optimizer.population_size)
     baselines = baseline_jobs(loaded, dict(recorder.outcomes))
-    finish = Finish(loaded, recorder, executor, stop_requested, baselines, judge)
+    estimation = build_estimation(loaded, opening.plan, recorder, judge, state)
+    if estimation is not None:
+        executor = EstimatingExecutor(executor, estimation.settle)
+        score_jobs("baselines", baselines, recorder, executor, stop_requested)
+        estimation.check()
+    finish = Finish(loaded, recorder, executor, stop_requested, baselines, judge, estimation=estimation)
     loop = SearchLoop(
         optimizer, space, executor, recorder, progress=progress, scalarise=judge.told, constrain=judge.constrain,
         seed=config.seed, limits=Limits(config.budget.evaluations, config.budget.wall_time),
-        stop_requested=stop_requested, idle_jobs=baselines, racer=racer,
+        stop_requested=stop_requested, idle_jobs=baselines, racer=racer, estimator=estimation,
     )  # fmt: skip
     recorder.start_phase(SEARCH, config.budget.evaluations, executor, len(progress.outcomes))
     reason = loop.run(config.optimizer.mode)

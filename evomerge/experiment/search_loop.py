@@ -19,7 +19,7 @@ from evomerge.experiment.racing_ranks import Scalariser, told_results
 from evomerge.recipes.recipe import Recipe, Route
 from evomerge.runtime.executor import Executor, Job, Outcome
 from evomerge.search.base import Optimizer, Proposal, SearchExhausted
-from evomerge.terms import Array, Candidate, derive_seed
+from evomerge.terms import Array, Candidate, DocumentChoice, derive_seed
 
 
 def no_constraints(fitness: tuple[float, ...]) -> tuple[float, ...]:
@@ -52,6 +52,26 @@ class Racer(Protocol):
 
     def race(self, candidate: Candidate) -> Race | None:
         """For a candidate's job."""
+        ...
+
+
+class Estimator(Protocol):
+    """Decides which documents candidates are scored on; see `evomerge.experiment.estimation`."""
+
+    def documents(self, candidate: Candidate) -> DocumentChoice | None:
+        """For a candidate's job; None = all."""
+        ...
+
+    def waiting(self, progress: Progress) -> list[int] | None:
+        """Between generations, whom to complete; empty = only the fit is due, None = nothing."""
+        ...
+
+    def rest(self, number: int) -> DocumentChoice:
+        """What an estimated candidate lacks."""
+        ...
+
+    def refit(self, progress: Progress) -> None:
+        """Fit anew; everything due is complete."""
         ...
 
 
@@ -137,7 +157,8 @@ class SearchLoop:
         constrain: fitness ``(M,)`` to constraint values, zero or less where kept.
         stop_requested: polled; True ends the loop at once.
         idle_jobs: extra jobs (baselines) that fill workers with nothing else to do.
-        racer: stops candidates that are behind; None = all documents of all candidates are scored.
+        racer: stops candidates that are behind; None = nobody is stopped.
+        estimator: has candidates scored on some documents; None = on all.
     """
 
     def __init__(
@@ -155,6 +176,7 @@ class SearchLoop:
         idle_jobs: Iterator[Job],
         constrain: Scalariser = no_constraints,
         racer: Racer | None = None,
+        estimator: Estimator | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.space = space
@@ -168,6 +190,8 @@ class SearchLoop:
         self.idle_jobs = idle_jobs
         self.constrain = constrain
         self.racer = racer
+        self.estimator = estimator
+        self._completing: set[int] = set()
         self._recipes: dict[int, Recipe] = {}
         self._started = time.monotonic()
         self._exhausted = False
@@ -188,6 +212,8 @@ class SearchLoop:
                 self._tell_complete_batches()
                 self._close_generations(final=True)
                 return reason
+            if reason is None and self._estimation_step():
+                continue
             step(may_ask=reason is None)
 
     def _end_reason(self) -> str | None:
@@ -210,6 +236,23 @@ class SearchLoop:
         if not self.progress.unfinished:
             self._tell_complete_batches()
             self._close_generations()
+
+    def _estimation_step(self) -> bool:
+        """Complete who is due between generations, then fit; whether there was anything to do."""
+        if self.estimator is None or len(self.progress.told) < len(self.progress.candidates):
+            return False
+        waiting = self.estimator.waiting(self.progress)
+        if waiting is None:
+            return False
+        if not waiting:
+            self.estimator.refit(self.progress)
+            return True
+        for number in waiting:
+            if number not in self._completing:
+                self._completing.add(number)
+                self.executor.submit(full_job(self.progress, self.space, self.estimator, self.seed, number))
+        self._collect()
+        return True
 
     def _steady_step(self, may_ask: bool) -> None:
         """Ask while workers are free; tell whatever batches are complete."""
@@ -254,7 +297,8 @@ class SearchLoop:
             recipe = self._recipes.pop(candidate.id, None) or self.space.decode(candidate.genotype)
             seed = derive_seed(self.seed, "candidate", candidate.id)
             race = None if self.racer is None else self.racer.race(candidate)
-            jobs.append(Job(candidate_key(candidate.id), recipe, "search", seed, race))
+            documents = None if self.estimator is None else self.estimator.documents(candidate)
+            jobs.append(Job(candidate_key(candidate.id), recipe, "search", seed, race, documents))
         for job in sorted(jobs, key=_route_order):
             self.executor.submit(job)
 
@@ -318,9 +362,26 @@ def _route_order(job: Job) -> tuple[tuple[str, int, float], ...]:
     return ((route.ends, 0, 0.0), *((hop.model, hop.block, hop.scale) for hop in route.hops))
 
 
+def full_job(progress: Progress, space: Decoder, estimator: Estimator, seed: int, number: int) -> Job:
+    """Scores the documents that an estimated candidate lacks."""
+    recipe = space.decode(progress.candidates[number].genotype)
+    candidate_seed = derive_seed(seed, "candidate", number)
+    return Job(full_key(number), recipe, "search", candidate_seed, documents=estimator.rest(number))
+
+
 def candidate_key(candidate_id: int) -> str:
     """Job key of a candidate's search evaluation."""
     return f"c{candidate_id}"
+
+
+def full_key(candidate_id: int) -> str:
+    """Job key of the documents that an estimated candidate lacked."""
+    return f"full:{candidate_key(candidate_id)}"
+
+
+def completed_id(key: str) -> int | None:
+    """Candidate of a job key of `full_key`, None for other jobs."""
+    return candidate_id(key.removeprefix("full:")) if key.startswith("full:") else None
 
 
 def candidate_id(key: str) -> int | None:

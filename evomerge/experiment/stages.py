@@ -30,12 +30,13 @@ from evomerge.experiment.load import CHANGEABLE, Experiment, find_experiment, re
 from evomerge.experiment.overrides import apply_overrides
 from evomerge.recipes.recipe import Recipe, Source
 from evomerge.recipes.recipe_yaml import format_recipe
+from evomerge.spaces.lineage_space import LineageSpace
 from evomerge.store.manifest import differences
 from evomerge.terms import derive_seed
 from evomerge.yaml_files import parse_yaml_mapping, pydantic_problems, read_yaml_mapping
 
 # What a stage may say for itself.
-OWN_KEYS = ("optimizer", "budget", "fitness", "report", "finish", "scalarisation", "racing")
+OWN_KEYS = ("optimizer", "budget", "fitness", "report", "finish", "scalarisation", "racing", "estimation")
 
 # Stands for what a stage will find while that stage itself cannot be understood.
 UNKNOWN = Recipe(Source("?"))
@@ -54,6 +55,7 @@ class StageConfig(Strict):
     finish: Any = None
     scalarisation: Any = None
     racing: Any = None
+    estimation: Any = None
 
     @property
     def own(self) -> dict[str, Any]:
@@ -261,6 +263,8 @@ def _placeholder(loaded: Experiment) -> Recipe:
     """A model of the kind that a stage will find: where its search begins."""
     if loaded.space is None:
         return Recipe(loaded.base or loaded.experts[0][1])
+    if isinstance(loaded.space, LineageSpace):
+        return Recipe(loaded.space.seeds[0][1])
     return loaded.space.decode(np.array([gene.initial for gene in loaded.space.genes]))
 
 

@@ -11,16 +11,20 @@ import numpy as np
 from evomerge.errors import UserError
 from evomerge.evaluation.cost_fitness import UNITS
 from evomerge.evaluation.statistics import Interval, combined_interval, forget_draws, paired_difference, score_interval
+from evomerge.experiment.backend_problems import scored_by
+from evomerge.experiment.estimation_summary import estimation_summary
 from evomerge.experiment.front_data import front_data
 from evomerge.experiment.front_view import view_of
 from evomerge.experiment.load import Experiment
 from evomerge.experiment.objectives import Judge
 from evomerge.experiment.racing_summary import racing_summary
 from evomerge.experiment.recorder import RunRecorder
+from evomerge.experiment.score_cache import recalled_summary
 from evomerge.experiment.search_loop import candidate_key
 from evomerge.experiment.split_scales import split_scales
 from evomerge.files import atomic_write_json
 from evomerge.search.catalogue import SPECS
+from evomerge.store.estimation_events import Estimated
 from evomerge.store.events import Evaluated, Stopped
 from evomerge.store.run_dir import RunDir
 from evomerge.store.run_state import RunState, read_state
@@ -156,9 +160,6 @@ def build_summary(
         rows.append(_row(scores, kind, f"{kind} c{number}", keys))
     for name in baselines:
         rows.append(_row(scores, "baseline", name, {split: f"baseline:{name}:{split}" for split in SPLITS}))
-    ended = [event for event in state.outcomes.values() if isinstance(event, Evaluated | Stopped)]
-    done = [event for event in ended if event.candidate is not None]
-    cost = {part: _mean([getattr(e.seconds, part) for e in done]) for part in ("merge", "forward", "metric", "wait")}
     validated = winner is not None and scores.event(f"validation:{candidate_key(winner)}") is not None
     summary = {
         "name": loaded.config.name,
@@ -172,6 +173,7 @@ def build_summary(
         "scalarisation": loaded.config.scalarisation,
         "normalise": [str(anchor) for anchor in loaded.rules.normalise],
         "normalised_on": {split: list(scores.scales[split].splits) for split in SPLITS},
+        "scored_by": scored_by(loaded.config.runtime),
         "constraints": [constraint.text for constraint in loaded.rules.constraints],
         "confidence": loaded.config.finish.confidence,
         "documents": {split: _num_documents(scores, split) for split in SPLITS},
@@ -184,14 +186,24 @@ def build_summary(
             "recipe_id": candidates[winner].recipe_id,
             "chosen_on": "validation" if validated else "search",
         },
+        "score_cache": recalled_summary(loaded.config.runtime, state),
         "racing": _racing(loaded, recorder, state),
+        "estimation": _estimation(loaded, recorder, state),
         "front": _front(loaded, recorder, state, winner),
         "rows": [row for row in rows if any(row[split] for split in SPLITS)],
         "comparison": _comparison(scores, winner, baselines),
-        "cost": {"wall_seconds": state.elapsed_seconds, **cost},
+        "cost": {"wall_seconds": state.elapsed_seconds, **_cost(state)},
     }
     forget_draws()
     return summary
+
+
+def _cost(state: RunState) -> dict[str, float]:
+    """Mean seconds of a candidate."""
+    ended = [event for event in state.outcomes.values() if isinstance(event, Evaluated | Stopped | Estimated)]
+    # What came out of the cache says nothing about what a candidate costs.
+    done = [event for event in ended if event.candidate is not None and not event.known_documents]
+    return {part: _mean([getattr(e.seconds, part) for e in done]) for part in ("merge", "forward", "metric", "wait")}
 
 
 def _racing(loaded: Experiment, recorder: RunRecorder, state: RunState) -> dict[str, Any] | None:
@@ -200,6 +212,13 @@ def _racing(loaded: Experiment, recorder: RunRecorder, state: RunState) -> dict[
         return None
     many = SPECS[loaded.config.optimizer.name].multi_objective and len(recorder.objectives) > 1
     return racing_summary(state, loaded.config.racing.rule, many, lambda fitness: recorder.scalarise(fitness)[0])
+
+
+def _estimation(loaded: Experiment, recorder: RunRecorder, state: RunState) -> dict[str, Any] | None:
+    """What estimating saved; None where nothing is estimated."""
+    if loaded.config.estimation is None:
+        return None
+    return estimation_summary(state, loaded.config.estimation.estimator, lambda one: recorder.scalarise(one)[0])
 
 
 def _front(loaded: Experiment, recorder: RunRecorder, state: RunState, winner: int | None) -> dict[str, Any] | None:

@@ -10,6 +10,9 @@ from evomerge.engine.sources import describe_source
 from evomerge.errors import DataNotHere, InvalidInput, Problem
 from evomerge.evaluation.documents import DocumentPlan, plan_documents
 from evomerge.evaluation.fitness_yaml import load_fitness
+from evomerge.experiment.backend_check import check_backend
+from evomerge.experiment.estimation_problems import check_estimation
+from evomerge.experiment.lineage_problems import check_document_scores
 from evomerge.experiment.load import Experiment, find_experiment
 from evomerge.experiment.racing_problems import check_racing
 from evomerge.experiment.stages import StagedExperiment, load_any
@@ -116,6 +119,9 @@ def _validate_experiment(loaded: Experiment, path: Path, documents: bool) -> Val
             lines += _document_lines(plan)
             lines += plan.notes
             lines += check_racing(loaded.config, loaded.where, loaded.fitness, plan)
+            check_document_scores(loaded.config, loaded.where, loaded.fitness, plan)
+            lines += check_estimation(loaded.config, loaded.where, loaded.fitness, plan)
+            lines += check_backend(loaded, plan)
         except DataNotHere as error:
             downloads += [str(problem) for problem in error.problems]
     return Validation(path, "experiment", tuple(lines), tuple(downloads))

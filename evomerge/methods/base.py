@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from evomerge.methods.adapter_method import Factors
+
 Value = float | int | bool | str
 
 
@@ -32,6 +34,7 @@ class Hyperparameter:
         choices: values of a ``choice``.
         mergekit_name: the same thing in mergekit's dialect, None when it has none.
         description: one line.
+        is_closed: values below ``low`` or above ``high`` make no sense and are refused.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Hyperparameter:
     choices: tuple[str, ...] = ()
     mergekit_name: str | None = None
     description: str = ""
+    is_closed: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class MethodSpec:
         cost: what a merge needs beside passes over the weights: nothing (``streaming``), the order of entries
             (``ranking``), ``singular values``, or ``optimisation`` of every matrix.
         use: what it is for, in a line.
+        takes: what ``prepare`` is given of each expert: its tensor, or its LoRA factors (see AdapterMethod).
     """
 
     name: str
@@ -70,6 +75,7 @@ class MethodSpec:
     arxiv: str = ""
     cost: Literal["streaming", "ranking", "singular values", "optimisation"] = "streaming"
     use: str = ""
+    takes: Literal["tensors", "adapters"] = "tensors"
 
     def hyperparameter(self, name: str) -> Hyperparameter:
         """The hyperparameter of that name.
@@ -97,6 +103,7 @@ class TensorContext:
         block: index of the tensor's block, None outside the blocks.
         num_blocks: number of blocks of the model, 0 where there is none.
         statistics: what surveys of the whole model concluded, see WholeModelMethod.
+        factors: for methods on adapters, what each expert adds to the tensor; None where it adds nothing.
     """
 
     name: str
@@ -107,6 +114,7 @@ class TensorContext:
     block: int | None = None
     num_blocks: int = 0
     statistics: tuple[Any, ...] = ()
+    factors: tuple[Factors | None, ...] = ()
 
     @property
     def is_table(self) -> bool:

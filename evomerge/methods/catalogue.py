@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Iterable
 
 from evomerge.errors import UserError, did_you_mean
+from evomerge.methods.adapter_specs import ADAPTER_SPECS
 from evomerge.methods.base import MergeMethod, MethodSpec
 from evomerge.methods.model_specs import MODEL_SPECS
 from evomerge.methods.modifier_specs import MODIFIER_SPECS
@@ -38,7 +39,8 @@ _ALL = (
     *WHOLE_MODEL_SPECS,
     *MODIFIER_SPECS,
 )
-SPECS: dict[str, MethodSpec] = _collect(_ALL)
+SPECS: dict[str, MethodSpec] = _collect(_ALL)  # on tensors
+ALL_SPECS: dict[str, MethodSpec] = _collect((*_ALL, *ADAPTER_SPECS))
 
 
 def get_spec(name: str) -> MethodSpec:
@@ -49,9 +51,9 @@ def get_spec(name: str) -> MethodSpec:
     """
     if ":" in name:
         return load_own_spec(name)
-    if name not in SPECS:
-        raise UserError(f"no merge method is called {name!r}. {did_you_mean(name, SPECS)}")
-    return SPECS[name]
+    if name not in ALL_SPECS:
+        raise UserError(f"no merge method is called {name!r}. {did_you_mean(name, ALL_SPECS)}")
+    return ALL_SPECS[name]
 
 
 def load_method(name: str) -> MergeMethod:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -64,6 +64,11 @@ class Linear(MergeMethod):
         first = sum(coefficients[index] for index in state.equal)
         weights = [first, *(coefficients[index] for index in others)]
         weighted_sum(out, [experts[index] for index in (0, *others)], [weight / total for weight in weights])
+
+    def part(self, state: LinearState, start: int, end: int) -> LinearState:
+        """The state of entries ``[start, end)`` of the flattened tensor."""
+        experts = tuple(expert[start:end] for expert in state.inputs.experts)
+        return replace(state, inputs=replace(state.inputs, experts=experts, copied_bytes=0))
 
     def is_constant(self, state: LinearState) -> bool:
         """Whether it is a mean of equal tensors."""

@@ -93,6 +93,8 @@ class _FileWriter:
         return [*lines, f"evomerge: {format_flow(extension)}"]
 
     def _writer(self, merge: Merge, num_blocks: int) -> MergeWriter:
+        if merge.stretches is not None:
+            raise NotExpressible("mergekit's coefficients change between tensors only, these change inside tensors")
         if merge.method not in DIALECT:
             raise NotExpressible(f"mergekit has no method {merge.method}")
         places = tuple(place for place in self._places if place[1] is None or place[1] < num_blocks)

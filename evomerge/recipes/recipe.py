@@ -68,6 +68,34 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Parameters in a row that have the same coefficients, up to where the next stretch begins.
+
+    Attributes:
+        tensor: the tensor that holds the first of them.
+        offset: its place in that tensor, flattened row by row.
+        value: ``(E,)`` coefficients of the experts.
+    """
+
+    tensor: str
+    offset: int
+    value: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """Coefficients that change at any parameter, not only between tensors.
+
+    Attributes:
+        layout: ``TensorLayout.id`` of the tensors they were laid over: their names, sizes and order.
+        parts: in order of the parameters; the first begins at the first parameter.
+    """
+
+    layout: str
+    parts: tuple[Stretch, ...]
+
+
+@dataclass(frozen=True)
 class Merge:
     """One merge of experts, optionally around a base.
 
@@ -77,6 +105,7 @@ class Merge:
         base: the common ancestor, or None.
         parameters: (hyperparameter, rules), sorted by name; evomerge's hyperparameter names.
         seed: seed of the random masks of stochastic methods; 0 for the others.
+        stretches: coefficients of a ``linear`` merge by stretches of its parameters, in place of ``coefficient``.
     """
 
     method: str
@@ -84,6 +113,7 @@ class Merge:
     base: Node | None = None
     parameters: tuple[tuple[str, tuple[Rule, ...]], ...] = ()
     seed: int = 0
+    stretches: Stretches | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameters", tuple(sorted(self.parameters, key=lambda entry: entry[0])))
@@ -342,6 +372,6 @@ def _defaults(cls: type[Any]) -> dict[str, Any]:
 
 
 _TAGGED: tuple[type[Any], ...] = (
-    Recipe, Merge, Source, Rule, Stack, StackPart, Vocabulary, TokenRow, Modules, Hop, Route,
+    Recipe, Merge, Source, Rule, Stack, StackPart, Vocabulary, TokenRow, Modules, Hop, Route, Stretch, Stretches,
 )  # fmt: skip
 _DEFAULTS: dict[type[Any], dict[str, Any]] = {cls: _defaults(cls) for cls in _TAGGED}

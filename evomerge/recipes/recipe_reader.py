@@ -12,11 +12,12 @@ from evomerge.recipes.modifiers import Parameters, put_after, put_before
 from evomerge.recipes.recipe import Merge, Modules, Node, Recipe, Rule, Scalar, Source, Stack, StackPart, Vocabulary
 from evomerge.recipes.recipe_presets import expand_preset
 from evomerge.recipes.route_yaml import read_route
+from evomerge.recipes.stretches_yaml import read_stretches
 from evomerge.recipes.validate import MAX_DEPTH
 from evomerge.recipes.vocabulary_yaml import WORDS, VocabularyReader
 from evomerge.yaml_files import is_finite_number
 
-MERGE_KEYS = ("method", "base", "experts", "parameters", "seed", "before", "after")
+MERGE_KEYS = ("method", "base", "experts", "parameters", "stretches", "seed", "before", "after")
 MODIFIER_KEYS = ("method", "base", "parameters", "seed")
 ROOT_KEYS = ("dtype", "tokenizer", "options", "fingerprints", "chat_template", "parity", "compute_dtype")
 SOURCE_KEYS = ("model", "revision", "adapter", "adapter_revision", "into")
@@ -195,13 +196,15 @@ class RecipeReader:
         if entries.get("base") is not None:
             base = self._node(entries["base"], f"{key}.base".lstrip("."), depth + 1)
         parameters = self._parameters(entries.get("parameters"), f"{key}.parameters".lstrip("."))
+        names, place = [name for name, _ in experts], f"{key}.stretches".lstrip(".")
+        stretches = read_stretches(entries.get("stretches"), place, names, self._problem)
         seed = entries.get("seed", 0)
         if isinstance(seed, bool) or not isinstance(seed, int):
             self._problem(f"{key}.seed", f"expected a whole number, got {seed!r}")
             seed = 0
         if not isinstance(method, str):
             return None
-        return self._modified(Merge(method, experts, base, parameters, seed), entries, key, depth)
+        return self._modified(Merge(method, experts, base, parameters, seed, stretches), entries, key, depth)
 
     def _modified(self, merge: Merge, entries: Mapping[str, Any], key: str, depth: int) -> Merge:
         """The merge with the methods of ``before`` and ``after`` around it, in their order."""

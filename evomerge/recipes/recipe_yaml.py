@@ -59,6 +59,18 @@ or modules of a model, each made in its own way::
 
     modules: {text_decoder: {method: ...}, vision_tower: zoo:a, multi_modal_projector: zoo:a}
 
+or a ``linear`` merge whose coefficients change at any parameter, as searches over lineages give (``layout`` is a check
+of the tensors' names, sizes and order; each part reaches to the next)::
+
+    method: linear
+    experts: {math: zoo:math-en, spanish: zoo:spanish}
+    parameters: {normalize: false}
+    stretches:
+      layout: "5b1a7c0d9e2f4a68"
+      parts:
+        - {from: [model.embed_tokens.weight, 0], value: {math: 0.81, spanish: 0.32}}
+        - {from: [model.layers.7.mlp.up_proj.weight, 51234], value: {math: 0.32, spanish: 0.81}}
+
 or a route through blocks of models, only as the whole recipe (see ``Route``)::
 
     route:
@@ -81,6 +93,7 @@ from evomerge.errors import InvalidInput, Problem, few_problems
 from evomerge.recipes.recipe import Merge, Modules, Node, Recipe, Route, Rule, Source, Stack
 from evomerge.recipes.recipe_reader import SOURCE_KEYS, RecipeReader, parse_source
 from evomerge.recipes.route_yaml import route_lines
+from evomerge.recipes.stretches_yaml import stretch_lines
 from evomerge.recipes.validate import recipe_problems
 from evomerge.recipes.vocabulary_yaml import WORDS, vocabulary_value
 from evomerge.yaml_files import format_flow, parse_yaml_documents, read_yaml_text
@@ -217,6 +230,7 @@ def _merge_lines(merge: Merge, indent: str) -> Iterator[str]:
         yield f"{indent}  {format_flow(name)}:"
         for group in _groups(rules):
             yield f"{indent}    - {format_flow(_rule_value(group))}"
+    yield from stretch_lines(merge, indent)
     if merge.seed:
         yield f"{indent}seed: {merge.seed}"
 

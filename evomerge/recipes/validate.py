@@ -11,6 +11,7 @@ from evomerge.methods.base import Hyperparameter, MethodSpec
 from evomerge.recipes.chat_templates import chat_template_problems
 from evomerge.recipes.recipe import COMPONENTS, Merge, Modules, Node, Recipe, Route, Rule, Scalar, Source, Stack
 from evomerge.recipes.route_yaml import route_problems
+from evomerge.recipes.stretches_yaml import has_stretches, stretch_problems
 
 DTYPES = ("bfloat16", "float16", "float32")
 OPTIONS = ("num_blocks", "output", "rank")
@@ -55,6 +56,8 @@ def value_problem(parameter: Hyperparameter, value: Scalar | tuple[float, ...]) 
         return f"expected a whole number, got {value!r}"
     if parameter.name == "density" and not (isinstance(value, int | float) and 0 < value <= 1):
         return f"expected a number above 0, at most 1, got {value!r}"
+    if parameter.is_closed and isinstance(value, int | float) and not parameter.low <= value <= parameter.high:
+        return f"expected a number from {parameter.low:g} to {parameter.high:g}, got {value!r}"
     return None
 
 
@@ -69,6 +72,7 @@ def _recipe(recipe: Recipe) -> Iterator[tuple[str, str]]:
         for message in chat_template_problems(recipe.chat_template):
             yield "chat_template", message
     yield from _parity(recipe)
+    yield from _stretched(recipe)
     for name, value in recipe.options:
         if name not in OPTIONS:
             yield f"options.{name}", f"unknown option. {did_you_mean(name, OPTIONS)}"
@@ -96,6 +100,19 @@ def _parity(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "compute_dtype", f"expected one of {', '.join(DTYPES)}, got {recipe.compute_dtype!r}"
     if recipe.parity is None:
         yield "compute_dtype", "only counts with parity: mergekit; evomerge computes in float32"
+
+
+def _stretched(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """What does not go with coefficients by stretches."""
+    if not has_stretches(recipe.model):
+        return
+    if recipe.parity is not None:
+        yield "parity", "mergekit has no coefficients by stretches; leave `parity` out"
+    if dict(recipe.options).get("output") == "adapter":
+        yield "options.output", "an adapter holds whole tensors, not stretches of them; write the model"
+    if "num_blocks" in dict(recipe.options) or recipe.vocabulary is not None:
+        key = "tokenizer" if recipe.vocabulary is not None else "options.num_blocks"
+        yield key, "stretches are laid over all tensors as the models have them; merge to disk first"
 
 
 def _node(node: Node, key: str, depth: int) -> Iterator[tuple[str, str]]:
@@ -149,6 +166,8 @@ def _merge(merge: Merge, prefix: str) -> Iterator[tuple[str, str]]:
         yield f"{prefix}method", str(error)
         return
     yield from _models(merge, spec, prefix)
+    for key, message in stretch_problems(merge):
+        yield prefix + key, message
     if not isinstance(merge.seed, int) or isinstance(merge.seed, bool) or not 0 <= merge.seed < 2**63:
         yield f"{prefix}seed", f"expected a whole number from 0 to 2^63 - 1, got {merge.seed!r}"
     names = [name for name, _ in merge.parameters]

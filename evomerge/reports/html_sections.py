@@ -195,6 +195,8 @@ def costs(cost: RunCost) -> str:
         f"{format_seconds(cost.occupied_seconds)} of evaluations, {format_seconds(cost.idle_seconds)} ({share:.0%}) "
         "without one (start-up, the rest of a generation, the driver's own work)."
     )
+    if cost.recalled:
+        text += f" {cost.recalled} more evaluations came out of the evaluation cache, in no time worth counting."
     return table + paragraph(text)
 
 

@@ -26,7 +26,8 @@ class Standing:
         total: evaluations of this phase, None when only time limits it.
         failed: how many of ``done`` failed.
         stopped: how many of ``done`` were stopped because they were behind.
-        spared: share of documents that stopping them spared.
+        estimated: how many of ``done`` were scored on some documents only, to estimate the others.
+        spared: share of documents that both spared.
         busy: workers at work.
         workers: workers in all.
         generation: number of the open generation.
@@ -34,7 +35,8 @@ class Standing:
         best_name: whose it is.
         front_size: members of the front.
         eta_seconds: time left, None while unknown.
-        mean_seconds: mean cost of an evaluation of this phase.
+        mean_seconds: mean cost of an evaluation of this phase, without those that came out of the evaluation cache.
+        recalled: how many of this session did.
     """
 
     phase: str
@@ -42,6 +44,7 @@ class Standing:
     total: int | None = None
     failed: int = 0
     stopped: int = 0
+    estimated: int = 0
     spared: float = 0.0
     busy: int = 0
     workers: int = 0
@@ -51,6 +54,7 @@ class Standing:
     front_size: int = 0
     eta_seconds: float | None = None
     mean_seconds: Seconds = field(default_factory=Seconds)
+    recalled: int = 0
 
     def text(self) -> str:
         """One line."""
@@ -63,6 +67,10 @@ class Standing:
             parts.append(f"failed {self.failed}")
         if self.stopped:
             parts.append(f"stopped {self.stopped} ({self.spared:.0%} of documents spared)")
+        if self.estimated:
+            parts.append(f"estimated {self.estimated} ({self.spared:.0%} of documents spared)")
+        if self.recalled:
+            parts.append(f"{self.recalled} from the cache")
         cost = self.mean_seconds
         if self.done:
             parts.append(
@@ -88,12 +96,17 @@ class Clock:
     def count(self, evaluation: Evaluation, *, busy: int) -> Standing:
         """Take in one finished evaluation."""
         cost = evaluation.seconds
-        for position, seconds in enumerate((cost.merge, cost.forward, cost.metric, cost.wait)):
-            self._sums[position] += seconds
+        recalled = self.standing.recalled + evaluation.is_recalled
+        if not evaluation.is_recalled:
+            for position, seconds in enumerate((cost.merge, cost.forward, cost.metric, cost.wait)):
+                self._sums[position] += seconds
         self._counted += 1
         failed, stop = self.standing.failed + (evaluation.failure is not None), evaluation.stop
         if stop is not None:
             self._spared += 1.0 - stop.scored / stop.total
+        estimate = None if evaluation.ok else evaluation.estimate
+        if estimate is not None:
+            self._spared += 1.0 - estimate.documents / estimate.total
         elapsed = time.monotonic() - self._started
         done = self.standing.done + 1
         left = None
@@ -104,10 +117,12 @@ class Clock:
             done=done,
             failed=failed,
             stopped=self.standing.stopped + (stop is not None),
+            estimated=self.standing.estimated + (estimate is not None),
             spared=self._spared / max(1, self._counted - failed),
             busy=busy,
             eta_seconds=left,
-            mean_seconds=Seconds(*(total / self._counted for total in self._sums)),
+            mean_seconds=Seconds(*(total / max(1, self._counted - recalled) for total in self._sums)),
+            recalled=recalled,
         )
         return self.standing
 
@@ -242,6 +257,8 @@ def _panel(standing: Standing) -> Table:
     )
     if standing.stopped:
         table.add_row("stopped", str(standing.stopped), "documents spared", f"{standing.spared:.0%}")
+    if standing.estimated:
+        table.add_row("estimated", str(standing.estimated), "documents spared", f"{standing.spared:.0%}")
     return table
 
 

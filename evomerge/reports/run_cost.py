@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evomerge.reports.run_history import run_clock
+from evomerge.store.estimation_events import Estimated
 from evomerge.store.events import Evaluated, Stopped
 from evomerge.store.run_state import RunState
 from evomerge.terms import Seconds
@@ -39,6 +40,7 @@ class RunCost:
         wall_seconds: of all sessions.
         workers: how many different workers answered.
         occupied_seconds: worker seconds between the start and the end of evaluations, failed ones included.
+        recalled: evaluations that came out of the evaluation cache; they are in none of the above.
     """
 
     candidates: tuple[EvaluationCost, ...]
@@ -46,6 +48,7 @@ class RunCost:
     wall_seconds: float
     workers: int
     occupied_seconds: float
+    recalled: int = 0
 
     @property
     def idle_seconds(self) -> float:
@@ -70,19 +73,22 @@ def read_cost(state: RunState) -> RunCost:
     candidates: list[EvaluationCost] = []
     sums: dict[str, list[Seconds]] = {}
     workers: set[int] = set()
-    occupied, finished = 0.0, 0
+    occupied, finished, recalled = 0.0, 0, 0
     for key, outcome in state.outcomes.items():
         finished += outcome.candidate is not None
         if clock is not None and outcome.finished > 0:
             workers.add(outcome.worker)
             occupied += max(0.0, clock(outcome.finished) - clock(outcome.started))
-        if not isinstance(outcome, Evaluated | Stopped):
+        if not isinstance(outcome, Evaluated | Stopped | Estimated):
+            continue
+        if outcome.is_recalled:
+            recalled += 1
             continue
         if outcome.candidate is not None:
             candidates.append(EvaluationCost(outcome.candidate, finished, outcome.seconds))
         sums.setdefault(phase_of(key, outcome.split), []).append(outcome.seconds)
     phases = tuple(PhaseCost(name, len(found), total(found)) for name, found in sums.items())
-    return RunCost(tuple(candidates), phases, state.elapsed_seconds, len(workers), occupied)
+    return RunCost(tuple(candidates), phases, state.elapsed_seconds, len(workers), occupied, recalled)
 
 
 def total(seconds: Sequence[Seconds]) -> Seconds:

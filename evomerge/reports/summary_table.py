@@ -117,19 +117,56 @@ def closing_lines(summary: Mapping[str, Any]) -> list[str]:
     if front is not None:
         lines += front_lines(front, reported_split(front))
         lines.append(f"all members, and how to choose one: evomerge front {summary['run_dir']}")
+    if (engine := summary.get("scored_by", "hf")) != "hf":
+        lines.append(f"all scores, held-out ones too, by {engine}; lm-eval's own loops scored nothing")
     cost = summary["cost"]
     lines.append(
         f"{summary['evaluations']} evaluations ({summary['failed']} failed) in {format_seconds(cost['wall_seconds'])}; "
         f"mean seconds each: merge {cost['merge']:.2f}, forward {cost['forward']:.2f}, metric {cost['metric']:.2f}, "
         f"wait {cost['wait']:.2f}; ended by {summary['reason']}"
     )
+    if summary.get("score_cache"):
+        lines.append(_cache_line(summary["score_cache"]))
     if summary.get("racing"):
-        lines.append(_racing_line(summary["racing"]))
+        lines.append(racing_line(summary["racing"]))
+    if summary.get("estimation"):
+        lines.append(estimation_line(summary["estimation"]))
     lines.append(f"run directory: {summary['run_dir']}")
     return lines
 
 
-def _racing_line(racing: Mapping[str, Any]) -> str:
+def _cache_line(cache: Mapping[str, Any]) -> str:
+    line = f"evaluation cache: {cache['recalled']} of {cache['evaluations']} evaluations came out of it"
+    partly = f", {cache['partly']} in part" if cache["partly"] else ""
+    return f"{line}{partly}; mean seconds are those of the others" if cache["documents"] else line
+
+
+def estimation_line(estimation: Mapping[str, Any]) -> str:
+    """What estimating saved and how far estimates were off, in a line."""
+    name = f"estimation ({estimation['estimator']})"
+    if not estimation["estimated"]:
+        return f"{name}: nobody was estimated"
+    scored, without = estimation["documents_scored"], estimation["documents_without"]
+    line = (
+        f"{name}: {estimation['estimated']} candidates estimated, {estimation['completed']} of them completed later; "
+        f"{estimation['documents_per_candidate']:.1f} documents each, {scored:,} of {without:,}, "
+        f"{1 - scored / without:.0%} spared"
+    )
+    for kind, words in (("sampled", "drawn at random"), ("leaders", "best by estimate")):
+        errors = estimation["errors"][kind]
+        if errors["candidates"]:
+            line += (
+                f"; off by {errors['rmse']:.3f} (root mean square, {errors['bias']:+.3f} on average) for "
+                f"{errors['candidates']} {words}"
+            )
+    if estimation["widenings"]:
+        end = "then switched off" if estimation["is_off"] else f"to {estimation['subset']} documents"
+        line += f"; widened {estimation['widenings']} times, {end}"
+    return line
+
+
+def racing_line(racing: Mapping[str, Any]) -> str:
+    """What racing saved and how often it was wrong, in a line."""
     if not racing["stopped"]:
         return f"racing ({racing['rule']}): nobody was stopped"
     scored, without = racing["documents_scored"], racing["documents_without"]

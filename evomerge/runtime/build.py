@@ -45,7 +45,7 @@ def build_executor(
     if settings.executor == "inline":
         resources = plan_resources(settings, local_machine(), worker_bytes, max_useful)
         _announce(resources)
-        return InlineExecutor(worker_factory(settings, plan, resources))
+        return InlineExecutor(worker_factory(settings, plan, resources), settings.max_attempts)
     return _build_ray(settings, plan, worker_bytes, max_useful, early)
 
 
@@ -61,6 +61,7 @@ def worker_factory(settings: RuntimeSettings, plan: WorkerPlan, resources: Resou
         prefix_cache_bytes=settings.prefix_cache_bytes,
         scorer=settings.scorer,
         pass_tokens=settings.pass_tokens,
+        vllm=settings.vllm,
     )
     return partial(Worker, full)
 

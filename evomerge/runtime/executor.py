@@ -9,7 +9,8 @@ from evomerge.errors import EvomergeError
 from evomerge.evaluation.racing import Race
 from evomerge.evaluation.rungs import RungSettings
 from evomerge.recipes.recipe import Recipe, Source
-from evomerge.terms import Evaluation, SplitName
+from evomerge.runtime.vllm_settings import VllmSettings
+from evomerge.terms import DocumentChoice, Evaluation, SplitName
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class WorkerPlan:
         scorer: ``fast``, or ``exact``: lm-eval's own loops also for what is not reported.
         pass_tokens: most tokens of one forward pass, None = what suits the device.
         rungs: how the search documents of a racing run are cut, None = not at all.
+        vllm: the vLLM that generates in place of a live model, None = transformers does.
+        score_cache: folder of the evaluation cache, None = it is not used.
     """
 
     base: Source | None
@@ -52,6 +55,8 @@ class WorkerPlan:
     scorer: Literal["fast", "exact"] = "fast"
     pass_tokens: int | None = None
     rungs: RungSettings | None = None
+    vllm: VllmSettings | None = None
+    score_cache: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ class Job:
     """One candidate to merge and score on one split.
 
     ``key`` is unique in the run, for example ``c17`` (candidate), ``baseline:uniform_soup:held_out``. ``race`` is what
-    it has to keep up with on the search documents; None = all of them are scored.
+    it has to keep up with on the search documents; None = all of them are scored. ``documents`` are those to score of
+    each objective, for an evaluation that is only a `Part`; None = all.
     """
 
     key: str
@@ -67,6 +73,7 @@ class Job:
     split: SplitName = "search"
     seed: int = 0
     race: Race | None = None
+    documents: DocumentChoice | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,11 @@ class CandidateWorker(Protocol):
     """Merges and scores candidates, one at a time. It runs in a process of its own, or in the driver's (inline)."""
 
     def run(self, job: Job) -> Evaluation:
-        """Merge and score one candidate; whatever goes wrong with the candidate is in ``Evaluation.failure``."""
+        """Merge and score one candidate; whatever goes wrong with the candidate is in ``Evaluation.failure``.
+
+        Raises:
+            WorkerBroken: the worker itself is of no use any more; the executor replaces it.
+        """
         ...
 
     def report(self) -> WorkerReport:

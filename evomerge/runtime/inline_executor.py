@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections import deque
 from dataclasses import replace
 
-from evomerge.runtime.executor import CandidateWorker, Job, Outcome, WorkerFactory, WorkerReport
+from evomerge.evaluation.failures import WorkerBroken
+from evomerge.runtime.executor import CandidateWorker, Job, Outcome, WorkerFactory, WorkerReport, WorkersLost
+from evomerge.terms import Evaluation, Failure, Seconds
 
 LOG = logging.getLogger(__name__)
 
@@ -19,14 +22,17 @@ class InlineExecutor:
 
     Args:
         factory: builds the worker, at once.
+        max_attempts: how often a job may break its worker before it counts as failed.
 
     Raises:
         UserError: models or tasks cannot be used.
+        WorkersLost: the worker cannot be started.
     """
 
-    def __init__(self, factory: WorkerFactory) -> None:
-        self._worker: CandidateWorker | None = factory(0)
-        self._reports = (self._worker.report(),)
+    def __init__(self, factory: WorkerFactory, max_attempts: int = 2) -> None:
+        self._factory, self._max_attempts = factory, max_attempts
+        self._worker: CandidateWorker | None = None
+        self._start()
         self._queue: deque[tuple[Job, float]] = deque()
 
     @property
@@ -55,13 +61,43 @@ class InlineExecutor:
             return []
         job, submitted = self._queue[0]
         started = time.time()
-        evaluation = self._worker.run(job)
+        evaluation, attempts = self._run(job)
         # Taken off the queue only now: an interrupted job stays pending.
         self._queue.popleft()
         seconds = replace(evaluation.seconds, wait=max(0.0, started - submitted))
-        return [Outcome(job, replace(evaluation, seconds=seconds), 0, 1, started, time.time())]
+        return [Outcome(job, replace(evaluation, seconds=seconds), 0, attempts, started, time.time())]
 
     def close(self) -> None:
         """Let go of the model."""
-        self._worker = None
+        self._end_worker()
         self._queue.clear()
+
+    def _start(self) -> None:
+        try:
+            self._worker = self._factory(0)
+        except WorkerBroken as error:
+            raise WorkersLost(f"the worker does not start: {error}") from error
+        self._reports = (self._worker.report(),)
+
+    def _end_worker(self) -> None:
+        # Only workers with something beside this process have anything to end.
+        close = getattr(self._worker, "close", None)
+        self._worker = None
+        if close is not None:
+            close()
+
+    def _run(self, job: Job) -> tuple[Evaluation, int]:
+        """The job's evaluation and how often it was tried; a worker that breaks is replaced."""
+        for attempt in itertools.count(1):
+            assert self._worker is not None
+            began = time.perf_counter()
+            try:
+                return self._worker.run(job), attempt
+            except WorkerBroken as error:
+                LOG.warning("worker lost during %s (attempt %d of %d): %s", job.key, attempt, self._max_attempts, error)
+                self._end_worker()
+                self._start()
+                if attempt >= self._max_attempts:
+                    failure = Failure(error.kind, str(error))
+                    return Evaluation(seconds=Seconds(forward=time.perf_counter() - began), failure=failure), attempt
+        raise AssertionError("counting never ends")

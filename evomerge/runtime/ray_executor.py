@@ -20,6 +20,7 @@ import ray
 from ray import exceptions as ray_errors
 
 from evomerge.errors import EvomergeError, UserError
+from evomerge.evaluation.failures import WorkerBroken
 from evomerge.runtime.deadlines import Deadlines
 from evomerge.runtime.executor import CandidateWorker, Job, WorkerFactory
 from evomerge.runtime.resources import Machine, ResourcePlan, free_memory_bytes, worker_environment
@@ -268,6 +269,8 @@ class _Actor:
         started = time.time()
         try:
             evaluation = self._worker.run(job)
+        except WorkerBroken as error:
+            return Lost(error.kind, str(error))
         except Exception as error:
             return self._raised(error)
         return Ran(evaluation, started, time.time(), self._log.drain())

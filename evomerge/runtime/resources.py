@@ -10,6 +10,7 @@ from typing import Literal
 import psutil
 
 from evomerge.errors import UserError
+from evomerge.runtime.vllm_settings import VllmSettings
 
 Auto = Literal["auto"]
 
@@ -36,6 +37,7 @@ class RuntimeSettings:
         prefix_cache_bytes: cap on what a worker keeps of hops that the next route may share, None = the engine's own.
         scorer: ``fast``, or ``exact``: lm-eval's own loops also for what is not reported.
         pass_tokens: most tokens of one forward pass, None = what suits the device.
+        vllm: the vLLM that generates, None = transformers does.
     """
 
     executor: Literal["inline", "ray"] = "ray"
@@ -52,6 +54,7 @@ class RuntimeSettings:
     prefix_cache_bytes: int | None = None
     scorer: Literal["fast", "exact"] = "fast"
     pass_tokens: int | None = None
+    vllm: VllmSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,8 @@ def _plan_inline(settings: RuntimeSettings, machine: Machine, device: Literal["c
 
 
 def _plan_gpus(settings: RuntimeSettings, machine: Machine, max_useful: int | None) -> ResourcePlan:
-    share = 1.0 if settings.gpus_per_worker == "auto" else float(settings.gpus_per_worker)
+    own = 1.0 if settings.vllm is None else float(settings.vllm.tensor_parallel)
+    share = own if settings.gpus_per_worker == "auto" else float(settings.gpus_per_worker)
     if share > 1 and share != int(share):
         raise UserError(f"runtime.gpus_per_worker: {share:g} must be a whole number, or a fraction below 1.")
     room = machine.room_for(0, share)

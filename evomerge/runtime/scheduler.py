@@ -194,7 +194,8 @@ class Scheduler:
         else:
             if reply.evaluation.failure is None:
                 self._ever_ran = True
-            if reply.evaluation.ok:
+            # What came out of the cache says nothing about how long a job takes.
+            if reply.evaluation.ok and not reply.evaluation.known_documents:
                 self._deadlines.observe(task.job.split, reply.finished - reply.started)
             waited = max(0.0, reply.started - task.submitted)
             evaluation = replace(reply.evaluation, seconds=replace(reply.evaluation.seconds, wait=waited))

@@ -8,16 +8,22 @@ import os
 import sys
 import time
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import MergeFailed, UserError
+from evomerge.evaluation.failures import WorkerBroken, is_out_of_memory
+from evomerge.evaluation.known_answers import KnownAnswers, NotKnown
 from evomerge.runtime.executor import Job, WorkerPlan, WorkerReport
 from evomerge.runtime.isolation import isolated_evaluation
 from evomerge.terms import Evaluation, Failure, FailureKind, Seconds, SplitName
 
 if TYPE_CHECKING:
+    from evomerge.engine.live_model import LiveModel
     from evomerge.evaluation.evaluator import Evaluator
+    from evomerge.runtime.model_key import ModelKeys
+    from evomerge.runtime.vllm_model import VllmModel
 
 LOG = logging.getLogger(__name__)
 
@@ -42,18 +48,22 @@ class Worker:
     def __init__(self, plan: WorkerPlan, index: int = 0) -> None:
         # Tokenizers warn and may deadlock when their thread pool meets a forked process.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        from evomerge.engine.live_model import LiveModel
-
         began = time.monotonic()
+        # Before the files are opened: what is hashed must be what is merged.
+        self._keys = _model_keys(plan)
         sys.path.extend(path for path in plan.import_paths if path not in sys.path)
         self._plan, self._index = plan, index
         self._batch_size = plan.batch_size
         with isolated_evaluation(index, plan.threads):
-            self._live = LiveModel(
-                plan.base, plan.experts, plan.dtype, plan.device, plan.threads, plan.state_memory_bytes,
-                any_depth=plan.lanes > 0, prefix_cache_bytes=plan.prefix_cache_bytes,
-            )  # fmt: skip
-            self._evaluator = self._build_evaluator(plan.fitness)
+            self._live, self._engine = _build_model(plan)
+            try:
+                self._evaluator = self._build_evaluator(plan.fitness)
+                if self._keys is not None:
+                    self._keys.begin(self._live.model, plan.lanes > 0)
+            except BaseException:
+                self.close()
+                raise
+        self._weights_are_sound = True
         self._start_seconds = time.monotonic() - began
 
     def run(self, job: Job) -> Evaluation:
@@ -74,28 +84,42 @@ class Worker:
 
     def report(self) -> WorkerReport:
         """Device, dtype, sizes and the memory plan, as built."""
-        parameters = list(self._live.model.parameters())
+        live = self._live
         return WorkerReport(
             worker=self._index,
-            device=str(parameters[0].device),
-            dtype=str(parameters[0].dtype).removeprefix("torch."),
-            model_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+            device=str(next(live.model.parameters()).device if self._engine is None else live.device),
+            dtype=str(live.dtype).removeprefix("torch."),
+            model_bytes=live.model_bytes,
             memory_plan=self._live.memory_plan,
             start_seconds=self._start_seconds,
             notes=self._evaluator.notes,
         )
 
+    def close(self) -> None:
+        """End what runs beside this process."""
+        if self._engine is not None:
+            self._engine.close()
+
     def _try(self, job: Job) -> Evaluation:
         began = time.perf_counter()
         merge_seconds = 0.0
         try:
+            known = None if self._keys is None else self._keys.known(job.recipe)
             with isolated_evaluation(job.seed, self._plan.threads):
+                recalled = None if known is None else self._recall(job, known)
+                if recalled is not None:
+                    return recalled
+                self._weights_are_sound = False
                 merge_seconds = self._live.apply(job.recipe)
-                evaluation = self._evaluator.evaluate(job.split, job.seed, job.race)
-                if evaluation.ok and job.split == "held_out" and self._plan.report:
-                    evaluation = self._with_reported(evaluation, job)
+                evaluation = self._evaluate(job, known)
             seconds = replace(evaluation.seconds, merge=merge_seconds)
-            return replace(only_finite(evaluation), seconds=seconds, hops=self._live.take_hop_counts())
+            evaluation = replace(only_finite(evaluation), seconds=seconds, hops=self._live.take_hop_counts())
+            self._weights_are_sound = evaluation.failure is None
+            if self._keys is not None and known is not None and evaluation.failure is None and self._keys.are_current():
+                known.commit()
+            return evaluation
+        except WorkerBroken:
+            raise
         # A fitness function that calls sys.exit must not end the worker.
         except (Exception, SystemExit) as error:
             failure = failure_from(error)
@@ -103,8 +127,24 @@ class Worker:
             spent = time.perf_counter() - began - merge_seconds
             return Evaluation(seconds=Seconds(merge=merge_seconds, forward=spent), failure=failure)
 
+    def _evaluate(self, job: Job, known: KnownAnswers | None) -> Evaluation:
+        evaluation = self._evaluator.evaluate(job.split, job.seed, job.race, job.documents, known)
+        if evaluation.ok and job.split == "held_out" and self._plan.report:
+            evaluation = self._with_reported(evaluation, job, known)
+        return evaluation
+
+    def _recall(self, job: Job, known: KnownAnswers) -> Evaluation | None:
+        """The evaluation, where all of it is known: nothing is merged, no forward pass runs. None where it is not."""
+        strictly = known.strictly(may_prepare=self._weights_are_sound)
+        try:
+            with self._live.out_of_route():
+                evaluation = only_finite(self._evaluate(job, strictly))
+        except NotKnown:
+            return None
+        # What fails on known answers has to fail on computed ones, or it says nothing about the candidate.
+        return replace(evaluation, is_recalled=True) if evaluation.failure is None else None
+
     def _build_evaluator(self, configs: tuple[dict[str, Any], ...]) -> Evaluator:
-        from evomerge.engine.model_cost import model_cost
         from evomerge.evaluation.evaluator import EvaluatorSettings, build_evaluator
 
         settings = EvaluatorSettings(
@@ -115,11 +155,11 @@ class Worker:
             import_paths=self._plan.import_paths,
             # What is only reported has no search documents to race on.
             rungs=self._plan.rungs if configs is self._plan.fitness else None,
+            engine=self._engine,
         )
         evaluator = build_evaluator(configs, self._plan.documents, settings)
         with self._live.out_of_route():
-            cost = partial(model_cost, self._live.model, self._live.architecture)
-            evaluator.bind(self._live.model, self._live.tokenizer, cost)
+            evaluator.bind(self._live.model, self._live.tokenizer, self._live.cost)
         return evaluator
 
     @cached_property
@@ -127,9 +167,11 @@ class Worker:
         """Scores what is only reported; built when the first held-out job asks for it."""
         return self._build_evaluator(self._plan.report)
 
-    def _with_reported(self, evaluation: Evaluation, job: Job) -> Evaluation:
+    def _with_reported(self, evaluation: Evaluation, job: Job, known: KnownAnswers | None) -> Evaluation:
         """Adds tables and metrics of what is only reported; the fitness stays as it is."""
-        reported = self._reporter.evaluate(job.split, job.seed)
+        if known is not None and known.only and not known.may_prepare and "_reporter" not in self.__dict__:
+            raise NotKnown
+        reported = self._reporter.evaluate(job.split, job.seed, None, None, known)
         if reported.failure is not None:
             LOG.warning("%s: not reported: %s", job.key, reported.failure.message)
             return evaluation
@@ -139,6 +181,7 @@ class Worker:
             document_scores=evaluation.document_scores + reported.document_scores,
             metrics={**reported.metrics, **evaluation.metrics},
             seconds=replace(spent, forward=spent.forward + more.forward, metric=spent.metric + more.metric),
+            known_documents=reported.known_documents,
         )
 
     def _use_batch_size(self, batch_size: int) -> bool:
@@ -160,12 +203,41 @@ class Worker:
         return True
 
 
+def _build_model(plan: WorkerPlan) -> tuple[LiveModel | VllmModel, VllmModel | None]:
+    """The model that candidates are written into, and the engine that generates where it is not in this process."""
+    if plan.vllm is None:
+        from evomerge.engine.live_model import LiveModel
+
+        live = LiveModel(
+            plan.base, plan.experts, plan.dtype, plan.device, plan.threads, plan.state_memory_bytes,
+            any_depth=plan.lanes > 0, prefix_cache_bytes=plan.prefix_cache_bytes,
+        )  # fmt: skip
+        return live, None
+    from evomerge.runtime.vllm_model import VllmModel, VllmModels
+
+    models = VllmModels(
+        plan.base, plan.experts, plan.dtype, plan.device, plan.threads, plan.state_memory_bytes, plan.import_paths
+    )
+    engine = VllmModel(plan.vllm, models)
+    return engine, engine
+
+
+def _model_keys(plan: WorkerPlan) -> ModelKeys | None:
+    """What tells merged models apart, None without a cache."""
+    if plan.score_cache is None:
+        return None
+    from evomerge.runtime.model_key import ModelKeys
+
+    base = () if plan.base is None else (plan.base,)
+    return ModelKeys(Path(plan.score_cache), (*base, *(source for _, source in plan.experts)))
+
+
 def only_finite(evaluation: Evaluation) -> Evaluation:
     """The evaluation, turned into a failure when a fitness value is not a finite number.
 
     Other metrics that are none are left out, with a warning: a perplexity may overflow where the accuracy is sound.
     """
-    if evaluation.stop is not None:
+    if evaluation.stop is not None or evaluation.part is not None:
         return evaluation
     if evaluation.ok and not (evaluation.fitness and all(math.isfinite(value) for value in evaluation.fitness)):
         failure = Failure(FailureKind.NON_FINITE, f"fitness {evaluation.fitness} is not finite")
@@ -185,7 +257,5 @@ def failure_from(error: BaseException) -> Failure:
         return Failure(FailureKind.NON_FINITE, text)
     if isinstance(error, UserError):
         return Failure(FailureKind.EXCEPTION, text)
-    from evomerge.evaluation.failures import is_out_of_memory
-
     kind = FailureKind.OUT_OF_MEMORY if is_out_of_memory(error) else FailureKind.EXCEPTION
     return Failure(kind, f"{type(error).__name__}: {text}" if text else type(error).__name__)

@@ -6,6 +6,8 @@
 - ``random_search``, ``sobol``: the baselines.
 - ``optuna_samplers``: TPE, GP, NSGA-II, NSGA-III.
 - ``genetic``: the genetic algorithm, with ``gene_lists`` and ``gene_numbers`` (its operators).
+- ``pso``, ``model_swarms`` (both on ``swarm``), ``genome``, ``evogm`` (with ``cycle_generators``): published for
+  merging experts; ``swarm_start`` is where they begin.
 - ``cma_pareto``, ``como_catcma``, ``map_elites``, ``cycleqd``: several objectives; the last two share ``elite_search``,
   ``elite_archive`` and ``variation``.
 - ``front``, ``total_order``, ``uncrowded``, ``scalarise``: arithmetic of several objectives.

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from evomerge.search.lineage import Chromosome
+from evomerge.search.seed_gram import Gram
 from evomerge.terms import Array, Gene, GeneKind
 
 
@@ -49,6 +51,9 @@ class Result:
     better; None for all others.
 
     ``genotype`` is what was evaluated; it differs from the proposal's only when a replay on other hardware diverged.
+
+    ``document_scores`` ``(D,)`` are larger = better and not negative, in the same order of documents in every result;
+    told to optimizers with ``OptimizerSpec.uses_document_scores``, None for a failure.
     """
 
     index: int
@@ -56,6 +61,7 @@ class Result:
     fitness: tuple[float, ...] | None
     constraints: tuple[float, ...] = ()
     standing: tuple[float, ...] | None = None
+    document_scores: Array | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,9 @@ class Problem:
         expert_fitness: ``(E, M)`` in the units of the told fitness, empty where the experts were not scored before.
         num_documents: of each objective, how many documents its value is the mean of, 0 = unknown; empty = all unknown.
         warm_start: whether the optimizer is told evaluations of another run (``know``) before the first ask.
+        seeds: models that proposals are combinations of, for optimizers with ``OptimizerSpec.merges_seeds``; then there
+            are no genes.
+        chromosomes: with seeds, parameters that crossovers split on their own; empty = all are one.
     """
 
     genes: tuple[Gene, ...]
@@ -88,6 +97,8 @@ class Problem:
     expert_fitness: tuple[tuple[float, ...], ...] = ()
     num_documents: tuple[int, ...] = ()
     warm_start: bool = False
+    seeds: Gram | None = None
+    chromosomes: tuple[Chromosome, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,6 +144,10 @@ class OptimizerSpec:
         races_many: the same with several objectives.
         race_place: with one objective, which of the best candidates so far the others race against, in populations:
             the last one that the optimizer learns from as a good one; 0 = the very best.
+        uses_document_scores: whether results must carry ``Result.document_scores``.
+        merges_seeds: whether it needs ``Problem.seeds``: genotypes are those of ``Lineage``, of any length, not genes.
+        takes_estimates: whether fitness may be estimated, in another way from one generation to the next: it ranks
+            candidates of a generation, at most with parents, and models no values.
     """
 
     name: str
@@ -154,6 +169,9 @@ class OptimizerSpec:
     races_one: bool = False
     races_many: bool = False
     race_place: float = 0.0
+    uses_document_scores: bool = False
+    merges_seeds: bool = False
+    takes_estimates: bool = False
 
 
 class Optimizer(ABC):

@@ -28,7 +28,9 @@ from evomerge.search.gene_box import is_constant
 from evomerge.search.map_specs import MAP_SPECS
 from evomerge.search.pareto_specs import PARETO_SPECS
 from evomerge.search.population import cma_population_size, ga_population_size, nsga_population_size
+from evomerge.search.seed_specs import SEED_SPECS
 from evomerge.search.setting_values import expected_of, fits
+from evomerge.search.swarm_specs import SWARM_SPECS
 from evomerge.terms import GeneKind
 
 ALL_KINDS = frozenset(GeneKind)
@@ -63,6 +65,7 @@ _ALL = (
         max_genes=500,
         paper="Hansen 2016, https://arxiv.org/abs/1604.00772; defaults of https://arxiv.org/abs/2403.13187",
         races_one=True,
+        takes_estimates=True,
     ),
     OptimizerSpec(
         name="sep_cma",
@@ -72,6 +75,7 @@ _ALL = (
         min_genes=2,
         paper="Ros and Hansen 2008, https://inria.hal.science/inria-00287367",
         races_one=True,
+        takes_estimates=True,
     ),
     OptimizerSpec(
         name="catcma",
@@ -82,6 +86,7 @@ _ALL = (
         max_genes=500,
         paper="Hamano et al. 2025, https://arxiv.org/abs/2504.07884",
         races_one=True,
+        takes_estimates=True,
     ),
     OptimizerSpec(
         name="xnes",
@@ -92,6 +97,7 @@ _ALL = (
         max_genes=256,
         paper="Glasmachers et al. 2010, https://dl.acm.org/doi/10.1145/1830483.1830557",
         races_one=True,
+        takes_estimates=True,
     ),
     OptimizerSpec(
         name="random",
@@ -103,6 +109,7 @@ _ALL = (
         paper="Bergstra and Bengio 2012, https://www.jmlr.org/papers/v13/bergstra12a.html",
         races_one=True,
         races_many=True,
+        takes_estimates=True,
     ),
     OptimizerSpec(
         name="sobol",
@@ -115,6 +122,7 @@ _ALL = (
         paper="Sobol 1967, https://doi.org/10.1016/0041-5553(67)90144-9",
         races_one=True,
         races_many=True,
+        takes_estimates=True,
     ),
     OptimizerSpec(
         name="tpe",
@@ -155,6 +163,7 @@ _ALL = (
         races_one=True,
         races_many=True,
         race_place=1.0,
+        takes_estimates=True,
     ),
     OptimizerSpec(
         name="nsga3",
@@ -167,6 +176,7 @@ _ALL = (
         races_one=True,
         races_many=True,
         race_place=1.0,
+        takes_estimates=True,
     ),
     OptimizerSpec(
         name="ga",
@@ -187,9 +197,12 @@ _ALL = (
         races_one=True,
         races_many=True,
         race_place=1.0,
+        takes_estimates=True,
     ),
     *PARETO_SPECS,
     *MAP_SPECS,
+    *SEED_SPECS,
+    *SWARM_SPECS,
 )
 
 SPECS: dict[str, OptimizerSpec] = {spec.name: spec for spec in _ALL}
@@ -267,12 +280,20 @@ def _setting_problem(spec: OptimizerSpec, key: str, value: Any) -> SettingProble
 
 
 def _gene_problem(spec: OptimizerSpec, problem: Problem) -> SettingProblem | None:
+    if spec.merges_seeds:
+        message = f"{spec.name} merges seed models as a whole and has no use for genes. Use a `kind: lineage` space."
+        return SettingProblem("search_space", message) if problem.genes else None
+    if problem.seeds is not None:
+        mergers = ", ".join(other.name for other in SPECS.values() if other.merges_seeds)
+        message = f"{spec.name} searches genes, and merges of merges have none. Use {mergers}, or another search space."
+        return SettingProblem("optimizer.name", message)
     if all(is_constant(gene) for gene in problem.genes):
         return SettingProblem("search_space", "has no gene that can change, so there is nothing to search")
     misfits = [gene for gene in problem.genes if gene.kind not in spec.gene_kinds]
     if not misfits:
         return None
-    able = [other.name for other in SPECS.values() if {gene.kind for gene in misfits} <= other.gene_kinds]
+    kinds = {gene.kind for gene in misfits}
+    able = [other.name for other in SPECS.values() if kinds <= other.gene_kinds and not other.merges_seeds]
     return SettingProblem(
         "optimizer.name",
         f"{spec.name} handles only {_join(spec.gene_kinds)} genes, but {len(misfits)} of {len(problem.genes)} genes "
@@ -289,7 +310,7 @@ def _objective_problem(spec: OptimizerSpec, settings: Mapping[str, Any], problem
         )
     if _takes(spec, count):
         return None
-    able = [other.name for other in SPECS.values() if _takes(other, count)]
+    able = [other.name for other in SPECS.values() if _takes(other, count) and not other.merges_seeds]
     hint = "" if count == 1 else "Scalarise them with a single-objective optimizer, or use "
     return SettingProblem(
         "optimizer.name",

@@ -55,6 +55,7 @@ class CmaesFamily(Optimizer):
         sigma: initial standard deviation as a fraction of each gene's range.
         restarts: start again when converged.
         double_population: double the population at every restart (IPOP).
+        propose_initial: make the genes' initial values, the first mean, the first proposal.
     """
 
     name: ClassVar[str]
@@ -67,6 +68,7 @@ class CmaesFamily(Optimizer):
         sigma: float,
         restarts: bool,
         double_population: bool,
+        propose_initial: bool = False,
     ) -> None:
         super().__init__(problem)
         num_genes = len(problem.genes)
@@ -76,6 +78,7 @@ class CmaesFamily(Optimizer):
         self._first_population = cma_population_size(num_genes) if population_size == "auto" else population_size
         self._restarts = restarts
         self._double_population = double_population
+        self._propose_initial = propose_initial
         self._converged = False
         self._single_thread = SingleThread()
         self._ledger: ProposalLedger[Draw] = ProposalLedger(num_genes, problem.num_objectives, problem.num_constraints)
@@ -118,8 +121,11 @@ class CmaesFamily(Optimizer):
 
     def ask(self) -> Proposal:
         """Draw a candidate. Drawing more than a population before the next tell is allowed."""
-        with self._single_thread():
-            unit, raw = self._finite_draw()
+        if self._propose_initial and self.num_asked == 0:
+            unit, raw = self._box.to_unit(self._box.initial), self._raw_of(self._box.initial)
+        else:
+            with self._single_thread():
+                unit, raw = self._finite_draw()
         self.num_asked += 1
         return self._ledger.open(self._box.from_unit(unit), Draw(raw, self.num_restarts))
 

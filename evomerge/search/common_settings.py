@@ -36,6 +36,7 @@ CMA_SETTINGS = (
     CMA_SIGMA,
     Setting("restarts", "bool", True, "start again around a random point when converged with budget left"),
     Setting("double_population", "bool", False, "double the population at every restart (IPOP)"),
+    Setting("propose_initial", "bool", False, "make the search space's initial values the first candidate"),
 )
 PROPOSE_INITIAL = Setting("propose_initial", "bool", True, "make the search space's initial values the first candidate")
 NUM_INITIAL_RANDOM = Setting(

@@ -5,8 +5,10 @@ its parents are two elites of it, drawn more often the better they are in all ob
 child if it qualifies.
 
 Parents are mixed as genotypes here; in the paper they are mixed as task vectors, which is the same where the genes are
-coefficients of a linear merge. The paper's mutation scales the singular values of the child's weights, which a genotype
-cannot express: ``Mutation`` is where it can be put in once recipes describe it.
+coefficients of a linear merge. The paper's mutation scales the singular values of the child's weights. A genotype
+expresses it by a gene of the method ``svd_mutation`` after the merge: its whole number ``draw`` says which factors. A
+child's draw is the rounded average of its parents' draws, so it is nearly always another one; it acts on the child's
+merge alone, where the paper's children inherit their parents' mutated weights.
 
 Reference: Kuroki et al. 2025, Agent Skill Acquisition for Large Language Models via CycleQD,
 https://arxiv.org/abs/2410.14735.

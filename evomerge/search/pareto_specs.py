@@ -34,6 +34,7 @@ PARETO_SPECS = (
         min_objectives=2,
         paper="after Igel et al. 2007, https://doi.org/10.1162/evco.2007.15.1.1",
         races_many=True,
+        takes_estimates=True,
     ),
     OptimizerSpec(
         name="como_catcma",

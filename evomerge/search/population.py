@@ -63,3 +63,29 @@ def design_size(num_genes: int, evaluations: int | None) -> int:
     """
     needed = num_unknowns(num_genes)
     return 2 * needed if evaluations is None else max(needed, min(2 * needed, evaluations * 3 // 4))
+
+
+def pso_population_size(num_experts: int, evaluations: int | None) -> int:
+    """Default swarm of PSO-Merging: ``2 E + 1``, as published; fewer, but not below 8, where the budget asks for it.
+
+    Five steps are published for language models, so six rounds of the swarm have to fit.
+    """
+    published = 2 * num_experts + 1
+    return published if evaluations is None else min(published, max(8, evaluations // 6))
+
+
+def swarm_population_size(evaluations: int | None) -> int:
+    """Default swarm of Model Swarms: 20, as published, or an eighth of the budget where that is less, at least 8."""
+    return 20 if evaluations is None else min(20, max(8, evaluations // 8))
+
+
+def evogm_population_size(num_genes: int, evaluations: int | None, generations: int) -> int:
+    """Default population of EvoGM: twice the genes, as published; fewer where the budget asks for it, at least 8.
+
+    Args:
+        num_genes: that can change.
+        evaluations: the budget.
+        generations: that have to fit into it.
+    """
+    published = max(8, 2 * num_genes)
+    return published if evaluations is None else min(published, max(8, evaluations // generations))

@@ -47,12 +47,12 @@ class ProposalLedger(Generic[Memory]):
     """Open proposals by index.
 
     Args:
-        num_genes: G.
+        num_genes: G, None where genotypes have any length.
         num_objectives: M.
         num_constraints: numbers beside the fitness of every result.
     """
 
-    def __init__(self, num_genes: int, num_objectives: int, num_constraints: int = 0) -> None:
+    def __init__(self, num_genes: int | None, num_objectives: int, num_constraints: int = 0) -> None:
         self._num_genes = num_genes
         self._num_objectives = num_objectives
         self._num_constraints = num_constraints
@@ -99,8 +99,9 @@ class ProposalLedger(Generic[Memory]):
             state = "was told before" if 0 <= result.index < self._next else "was never asked"
             raise ValueError(f"proposal {result.index} {state}")
         genotype = np.asarray(result.genotype)
-        if genotype.shape != (self._num_genes,) or not np.all(np.isfinite(genotype)):
-            raise ValueError(f"proposal {result.index}: genotype must be {self._num_genes} finite numbers")
+        expected = genotype.size if self._num_genes is None else self._num_genes
+        if genotype.shape != (expected,) or not np.all(np.isfinite(genotype)):
+            raise ValueError(f"proposal {result.index}: genotype must be {expected} finite numbers")
         if result.standing is not None and (result.fitness or not all(map(math.isfinite, result.standing))):
             raise ValueError(f"proposal {result.index}: a stopped candidate has a finite standing and no fitness")
         if result.fitness is None:

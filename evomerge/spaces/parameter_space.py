@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from evomerge.errors import InvalidInput, Problem, UserError
+from evomerge.errors import InvalidInput, Problem, UserError, did_you_mean
 from evomerge.methods.base import Hyperparameter, MethodSpec
-from evomerge.recipes.recipe import Merge, Recipe, Rule, Scalar
+from evomerge.recipes.recipe import Merge, Recipe, Rule, Scalar, Source
 from evomerge.recipes.recipe_yaml import load_recipe
 from evomerge.recipes.validate import is_pairwise
 from evomerge.spaces.groups import OUTSIDE, Grid, component_groups, equal_block_groups
@@ -54,6 +54,8 @@ def build_parameter_space(config: ParameterSpaceConfig, models: SpaceModels) -> 
     if not space.genes:
         message = "nothing is left to search with these models; a single expert has no ratio to others"
         raise InvalidInput([Problem(f"{config.where}: parameters", message)])
+    if config.values_from is not None and isinstance(space, ParameterSpace):
+        return _continued(space, config.values_from, f"{config.where}: values_from", models)
     if config.init_from is None:
         return space
     try:
@@ -62,6 +64,25 @@ def build_parameter_space(config: ParameterSpaceConfig, models: SpaceModels) -> 
         raise
     except UserError as error:
         raise InvalidInput([Problem(f"{config.where}: init_from", f"{config.init_from}: {error}")]) from None
+
+
+def _continued(space: ParameterSpace, stage: str, where: str, models: SpaceModels) -> ParameterSpace:
+    """The space with what an earlier stage found in the place of what it neither searches nor fixes.
+
+    Raises:
+        InvalidInput: there is no such stage, or it found nothing that belongs here.
+    """
+    found = dict(models.extra)
+    if stage not in found:
+        names = did_you_mean(stage, found) if found else "There is no earlier stage."
+        raise InvalidInput([Problem(where, f"no earlier stage is called {stage!r}. {names}")])
+    node = found[stage]
+    if node == Source("?"):
+        return space  # a stage that could not be understood, which is told elsewhere
+    try:
+        return space.continuing(Recipe(node))
+    except UserError as error:
+        raise InvalidInput([Problem(where, f"what stage {stage} finds does not fit: {error}")]) from None
 
 
 def _around(config: ParameterSpaceConfig, models: SpaceModels, key: str) -> ParameterSpace:
@@ -89,12 +110,14 @@ class ParameterSpace:
         models: SpaceModels,
         searched: list[SearchedParameter],
         initial: Array | None = None,
+        inherited: Merge | None = None,
     ) -> None:
         self._config = config
         self._specs = specs
         self._models = models
         self._searched = searched
         self._initial = initial
+        self._inherited = inherited
         self._constant = [self._constant_rules(spec) for spec in specs]
 
     @cached_property
@@ -187,6 +210,8 @@ class ParameterSpace:
             lines.append(f"  fixed: {fixed}")
         if self._config.init_from is not None:
             lines.append(f"  starting at {self._config.init_from}")
+        if self._config.values_from is not None:
+            lines.append(f"  the rest as stage {self._config.values_from} found it")
         return "\n".join(lines)
 
     def starting_at(self, recipe: Recipe) -> ParameterSpace:
@@ -195,7 +220,18 @@ class ParameterSpace:
         Raises:
             UserError: the recipe does not belong to this space.
         """
-        return ParameterSpace(self._config, self._specs, self._models, self._searched, self.encode(recipe))
+        initial = self.encode(recipe)
+        return ParameterSpace(self._config, self._specs, self._models, self._searched, initial, self._inherited)
+
+    def continuing(self, recipe: Recipe) -> ParameterSpace:
+        """The same space starting at a recipe, whose values also hold for what is neither searched nor fixed.
+
+        Raises:
+            UserError: the recipe does not belong to this space.
+        """
+        initial, merge = self.encode(recipe), recipe.model
+        assert isinstance(merge, Merge)
+        return ParameterSpace(self._config, self._specs, self._models, self._searched, initial, merge)
 
     @cached_property
     def _low(self) -> Array:
@@ -209,6 +245,9 @@ class ParameterSpace:
         """Rules of what is not searched: the fixed values, and the method's defaults."""
         rules: NumberedRules = {}
         for parameter in spec.hyperparameters:
+            if self._inherited is not None and parameter.name not in self._config.all_fixed:
+                rules[parameter.name] = self._inherited.rules(parameter.name)
+                continue
             value = self._config.all_fixed.get(parameter.name, parameter.default)
             if isinstance(value, dict):
                 names = self._models.names

@@ -11,6 +11,7 @@
 - ``fixed``: plain values, or one for each expert.
 - ``smooth``: ``groups.blocks`` is a number of knots, equally spaced from the first to the last block, linear between.
 - ``init_from``: a recipe file whose values are the start.
+- ``values_from``: an earlier stage, whose winner is the start and gives all that is neither searched nor fixed.
 - ``before``, ``after``: lists of ``{method, parameters, fixed}`` put on each expert first, or on the merged model (see
   recipes/modifiers.py); their parameters are searched in the same groups.
 
@@ -73,6 +74,7 @@ class ParameterSpaceConfig(Strict):
     fixed: dict[str, Plain | dict[str, Plain]] = Field(default_factory=dict)
     smooth: StrictBool = False
     init_from: StrictStr | None = None
+    values_from: StrictStr | None = None
     before: list[ModifierConfig] = Field(default_factory=list)
     after: list[ModifierConfig] = Field(default_factory=list)
     _where: str = PrivateAttr(default="search space")
@@ -194,6 +196,11 @@ def _problems(config: ParameterSpaceConfig) -> Iterator[tuple[str, str]]:
         if parameter is not None:
             yield from _fixed_problems(f"{'fixed' if name in config.fixed else 'parameters'}.{name}", parameter, value)
     yield from _null_directions(config, specs)
+    if config.values_from is not None:
+        for other in ("init_from", "before", "after"):
+            if getattr(config, other):
+                yield other, "does not go with values_from, which takes the values of one merge of the same method"
+        return
     for spec in specs:
         for parameter in spec.hyperparameters:
             given = parameter.name in config.parameters or parameter.name in config.fixed

@@ -38,6 +38,7 @@ class SpaceModels:
         tensors: (name, component) of every merged tensor; empty while no model is on this machine.
         shapes: (name, shape) of the models that are on this machine; the base model's name is ``base``.
         extra: (name, node) of further models that can lend blocks: merges, winners of earlier stages.
+        sizes: number of entries of each of ``tensors``.
     """
 
     base: Source | None
@@ -48,6 +49,7 @@ class SpaceModels:
     tensors: tuple[tuple[str, str], ...] = ()
     shapes: tuple[tuple[str, ModelShape], ...] = ()
     extra: tuple[tuple[str, Node], ...] = ()
+    sizes: tuple[int, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from evomerge.spaces.data_flow import build_data_flow
 from evomerge.spaces.data_flow_config import CONFIGS, DataFlowConfig, encoding_problem
 from evomerge.spaces.joint_config import JointConfig, load_joint
 from evomerge.spaces.joint_space import build_joint
+from evomerge.spaces.lineage_space import LineageConfig, build_lineage
 from evomerge.spaces.parameter_space import build_parameter_space
 from evomerge.spaces.parameter_space_config import ParameterSpaceConfig
 from evomerge.spaces.space import SearchSpace, SpaceModels
@@ -22,7 +23,7 @@ from evomerge.yaml_files import pydantic_problems, read_yaml_mapping
 
 __all__ = ["KINDS", "SpaceConfig", "SpaceModels", "build_space", "load_space", "space_presets"]
 
-SpaceConfig = ParameterSpaceConfig | DataFlowConfig | JointConfig
+SpaceConfig = ParameterSpaceConfig | DataFlowConfig | JointConfig | LineageConfig
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
@@ -58,10 +59,17 @@ def _load_joint(entries: dict[str, Any], where: str, folder: Path) -> JointConfi
     return load_joint(entries, where, lambda part, place: load_space(part, place, folder))
 
 
+def _load_lineage(entries: dict[str, Any], where: str, folder: Path) -> LineageConfig:
+    config = _validated(LineageConfig, entries, where)
+    _refuse(config.problems(where))
+    return config.located(where)
+
+
 KINDS: dict[str, Kind] = {
     "parameter_space": Kind(_load_parameter_space, build_parameter_space),
     "data_flow": Kind(_load_data_flow, build_data_flow),
     "joint": Kind(_load_joint, build_joint),
+    "lineage": Kind(_load_lineage, build_lineage),
 }
 
 

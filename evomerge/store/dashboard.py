@@ -13,7 +13,8 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from evomerge.errors import UserError
-from evomerge.store.events import EventError, RunStarted, parse_event
+from evomerge.store.event_fields import EventError
+from evomerge.store.events import RunStarted, parse_event
 from evomerge.store.run_dir import RunDir
 from evomerge.store.study_names import BASELINES_SUFFIX, PROJECTED_ATTRIBUTE, RUN_ATTRIBUTE, shown
 

@@ -13,7 +13,8 @@ from types import TracebackType
 
 from evomerge.errors import UserError
 from evomerge.files import fsync_dir
-from evomerge.store.events import Event, EventError, format_event, parse_event
+from evomerge.store.event_fields import EventError
+from evomerge.store.events import Event, format_event, parse_event
 
 _logger = logging.getLogger(__name__)
 

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-import operator
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 import numpy as np
 
+from evomerge.store.estimation_events import Completing, Estimated, EstimationFitted
+from evomerge.store.event_fields import EventError, decode, encode
 from evomerge.terms import Array, Candidate, FailureKind, Gene, Objective, Rung, Seconds, Stop
 
 SCHEMA_VERSION = 1
-
-
-class EventError(ValueError):
-    """A line that is no event of this schema; the message says what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +139,8 @@ class Evaluated:
     """An evaluation ended with a fitness.
 
     Attributes:
-        key: unique in the run, for example ``c17`` or ``baseline:uniform_soup:search``.
+        key: unique in the run, for example ``c17`` or ``baseline:uniform_soup:search``; ``full:c17`` where an
+            estimated candidate was scored on the documents it lacked.
         candidate: id of the asked candidate when this is its search evaluation, else None.
         split: which documents were scored.
         fitness: ``(M,)`` maximised.
@@ -159,6 +154,8 @@ class Evaluated:
         recipe_id: of the evaluated recipe, where the key is not a candidate's.
         constraints: on search documents, by what share of its bound each constraint is missed; zero or less = kept.
         rungs: of a racing run, what it had on the way.
+        known_documents: whose answers came from the evaluation cache; ``seconds`` are those of the others.
+        is_recalled: whether all of it came from there: nothing was merged and no forward pass ran.
     """
 
     key: str
@@ -175,6 +172,13 @@ class Evaluated:
     recipe_id: str = ""
     constraints: tuple[float, ...] = ()
     rungs: tuple[Rung, ...] = ()
+    known_documents: int = 0
+    is_recalled: bool = False
+
+    @property
+    def name(self) -> str:
+        """The key under which a search evaluation is looked up: a candidate's is the same however it came about."""
+        return self.key if self.candidate is None else f"c{self.candidate}"
 
     @property
     def violation(self) -> float:
@@ -213,6 +217,8 @@ class Stopped:
         started: Unix seconds.
         finished: Unix seconds.
         attempts: from 1.
+        known_documents: as of `Evaluated`.
+        is_recalled: as of `Evaluated`.
     """
 
     key: str
@@ -227,9 +233,11 @@ class Stopped:
     attempts: int = 1
     split: str = "search"
     recipe_id: str = ""
+    known_documents: int = 0
+    is_recalled: bool = False
 
 
-Ended = Evaluated | Failed | Stopped
+Ended = Evaluated | Failed | Stopped | Estimated
 
 
 @dataclass(frozen=True)
@@ -277,7 +285,7 @@ class RunFinished:
 
 Event = (
     RunStarted | Calibrated | WarmStarted | Asked | Started | Evaluated | Failed | Stopped | Told | GenerationClosed
-    | Resumed | RunFinished
+    | Resumed | RunFinished | Estimated | Completing | EstimationFitted
 )  # fmt: skip
 
 _TAGS: dict[str, type[Any]] = {
@@ -293,6 +301,9 @@ _TAGS: dict[str, type[Any]] = {
     "generation_closed": GenerationClosed,
     "resumed": Resumed,
     "run_finished": RunFinished,
+    "estimated": Estimated,
+    "completing": Completing,
+    "estimation_fitted": EstimationFitted,
 }
 _NAMES = {cls: tag for tag, cls in _TAGS.items()}
 
@@ -303,7 +314,7 @@ def format_event(event: Event) -> str:
     Raises:
         ValueError: a NaN or an infinity, named with its field.
     """
-    entries = {"v": SCHEMA_VERSION, "event": _NAMES[type(event)], **_encode(event, _NAMES[type(event)])}
+    entries = {"v": SCHEMA_VERSION, "event": _NAMES[type(event)], **encode(event, _NAMES[type(event)])}
     return json.dumps(entries, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -325,71 +336,4 @@ def parse_event(line: str | bytes) -> Event:
     tag = entries.pop("event", None)
     if tag not in _TAGS:
         raise EventError(f"has unknown event {tag!r}")
-    return typing.cast("Event", _decode(_TAGS[tag], entries, tag))
-
-
-_known_hints: dict[Any, dict[str, tuple[Any, bool]]] = {}
-
-
-def _hints(cls: Any) -> dict[str, tuple[Any, bool]]:
-    """Field name -> (type, whether it must be given)."""
-    if cls not in _known_hints:
-        hints = typing.get_type_hints(cls)
-        missing = dataclasses.MISSING
-        _known_hints[cls] = {
-            entry.name: (hints[entry.name], entry.default is missing and entry.default_factory is missing)
-            for entry in dataclasses.fields(cls)
-        }
-    return _known_hints[cls]
-
-
-def _encode(value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {name: _encode(getattr(value, name), f"{where}.{name}") for name in _hints(type(value))}
-    if isinstance(value, Mapping):
-        return {str(name): _encode(item, f"{where}.{name}") for name, item in value.items()}
-    if isinstance(value, tuple | list | np.ndarray):
-        return [_encode(item, where) for item in value]
-    if value is None or isinstance(value, bool | str):
-        return value.value if isinstance(value, Enum) else value
-    if isinstance(value, float | np.floating):
-        if not math.isfinite(value):
-            raise ValueError(f"{where} is {value}: only finite numbers go into the log")
-        return float(value)
-    return operator.index(value)
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _decode_fields(typing.cast("type[Any]", kind), value, where)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return None if value is None else _decode(arguments[0], value, where)
-    if origin is tuple and isinstance(value, list):
-        if arguments[0] is float and all(type(item) is float and math.isfinite(item) for item in value):
-            return tuple(value)
-        return tuple(_decode(arguments[0], item, where) for item in value)
-    if origin is Mapping and isinstance(value, dict):
-        return {name: _decode(arguments[1], item, f"{where}.{name}") for name, item in value.items()}
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        try:
-            return kind(value)
-        except ValueError as error:
-            raise EventError(f"has {where} {value!r}, expected one of {[item.value for item in kind]}") from error
-    if kind is float and type(value) in (float, int) and math.isfinite(value):
-        return float(value)
-    if kind is not float and type(value) is kind:
-        return value
-    raise EventError(f"has {where} {value!r:.80}, expected {getattr(kind, '__name__', kind)}")
-
-
-def _decode_fields(cls: type[Any], value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise EventError(f"has {where} {value!r:.80}, expected an object")
-    hints = _hints(cls)
-    unknown = [name for name in value if name not in hints]
-    missing = [name for name, (_, required) in hints.items() if required and name not in value]
-    if unknown or missing:
-        problems = [f"unknown field {name!r}" for name in unknown] + [f"no field {name!r}" for name in missing]
-        raise EventError(f"has in {where} " + ", ".join(problems))
-    return cls(**{name: _decode(hints[name][0], item, f"{where}.{name}") for name, item in value.items()})
+    return typing.cast("Event", decode(_TAGS[tag], entries, tag))

@@ -81,6 +81,7 @@ def build_manifest(
     documents: Mapping[str, Any],
     command: Sequence[str] | None = None,
     methods: Mapping[str, str] | None = None,
+    engine_versions: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Describe this run on this machine. Imports none of the packages it names.
 
@@ -91,13 +92,14 @@ def build_manifest(
         documents: the document plan as plain JSON data.
         command: the command line, None = this process's own.
         methods: a user's merge method -> hash of its file.
+        engine_versions: package -> version of what scores from another Python environment.
     """
     return Manifest(
         experiment=experiment,
         experiment_fingerprint=experiment_fingerprint,
         models=models,
         documents=documents,
-        versions=read_versions(),
+        versions={**read_versions(), **(engine_versions or {})},
         git=read_git(),
         hardware=read_hardware(),
         command=tuple(sys.argv if command is None else command),

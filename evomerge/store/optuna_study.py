@@ -2,7 +2,9 @@
 
 Nothing is ever read back from it, so it may be deleted at any time: ``sync`` adds what is missing, ``rebuild`` starts
 over. Values are the metrics in their natural direction; failures are FAIL trials, never numbers. Candidates that racing
-stopped are PRUNED trials without a value; what a candidate had after each rung are its intermediate values.
+stopped are PRUNED trials without a value; what a candidate had after each rung are its intermediate values. So are
+estimated candidates, with the estimate at the number of documents scored; one that is completed later is a further
+trial.
 
 Baselines have no parameters. One such trial would empty the parallel coordinates of all others, and a strong expert
 would hide the search's own progress, so they lie in a study of their own, ``<name> baselines``, which the dashboard's
@@ -22,13 +24,14 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evomerge.errors import UserError
+from evomerge.store.estimation_events import Estimated
 from evomerge.store.events import Asked, Ended, Evaluated, Failed, RunStarted, Stopped
 from evomerge.store.run_state import RunState
 from evomerge.store.study_columns import Column, plan_columns
 from evomerge.store.study_names import BASELINES_SUFFIX, PROJECTED_ATTRIBUTE, RUN_ATTRIBUTE, shown
 from evomerge.store.study_note import study_note
 from evomerge.store.study_storage import open_to_write, storage_error
-from evomerge.terms import GeneKind
+from evomerge.terms import GeneKind, Rung
 
 DEFAULT_CAP = 64
 
@@ -104,9 +107,9 @@ class StudyProjection:
     def sync(self, state: RunState) -> int:
         """Add every finished evaluation of the log that the study lacks, in order of completion; how many."""
         asked = {record.id: record.asked for record in state.candidates}
+        ended = [*state.estimated.values(), *state.outcomes.values()]
         return sum(
-            self.add(outcome, None if outcome.candidate is None else asked[outcome.candidate])
-            for outcome in state.outcomes.values()
+            self.add(outcome, None if outcome.candidate is None else asked[outcome.candidate]) for outcome in ended
         )
 
     def rebuild(self, state: RunState) -> int:
@@ -200,7 +203,7 @@ class StudyProjection:
             trial = create_trial(
                 state=TrialState.FAIL, params=params, distributions=distributions, user_attrs=attributes
             )
-        elif isinstance(outcome, Stopped):
+        elif isinstance(outcome, Stopped | Estimated):
             trial = create_trial(
                 state=TrialState.PRUNED, params=params, distributions=distributions, user_attrs=attributes,
                 intermediate_values=self._on_the_way(outcome),
@@ -219,15 +222,19 @@ class StudyProjection:
             trial.datetime_complete = datetime.fromtimestamp(outcome.finished)
         return trial
 
-    def _on_the_way(self, outcome: Evaluated | Stopped) -> dict[int, float]:
+    def _on_the_way(self, outcome: Evaluated | Stopped | Estimated) -> dict[int, float]:
         """Documents -> score over them: the objective in its natural direction, or the weighted mean of several."""
         objectives = self._started.objectives
+        if isinstance(outcome, Estimated):
+            rungs: tuple[Rung, ...] = (Rung(outcome.estimate.documents, outcome.estimate.fitness),)
+        else:
+            rungs = outcome.rungs
         if len(objectives) == 1:
-            return {rung.documents: objectives[0].natural(rung.fitness[0]) for rung in outcome.rungs}
+            return {rung.documents: objectives[0].natural(rung.fitness[0]) for rung in rungs}
         total = sum(objective.weight for objective in objectives) or 1.0
         return {
             rung.documents: sum(one.weight * value for one, value in zip(objectives, rung.fitness)) / total
-            for rung in outcome.rungs
+            for rung in rungs
         }
 
 
@@ -241,6 +248,10 @@ def _attributes(outcome: Ended, asked: Asked | None, constraints: Sequence[str])
         attributes["stopped"] = (
             f"after {stop.documents} of {stop.total} documents, {-stop.difference:.4g} behind candidate {stop.against}"
         )
+    if isinstance(outcome, Estimated):
+        found = outcome.estimate
+        attributes["estimated"] = f"from {found.documents} of {found.total} documents"
+        attributes["standard errors"] = " ".join(f"{error:.4g}" for error in found.standard_errors)
     if asked is None:
         attributes["baseline"] = baseline_name(outcome.key)
     else:
@@ -250,9 +261,11 @@ def _attributes(outcome: Ended, asked: Asked | None, constraints: Sequence[str])
             attributes["feasible"] = outcome.violation == 0
             attributes |= {f"missed {name}": _rounded(value) for name, value in zip(constraints, outcome.constraints)}
         attributes |= {name: _rounded(value) for name, value in outcome.metrics.items()}
-    if isinstance(outcome, Evaluated | Stopped):
+    if isinstance(outcome, Evaluated | Stopped | Estimated):
         for name in ("merge", "forward", "metric", "wait"):
             attributes[f"seconds {name}"] = round(getattr(outcome.seconds, name), 3)
+        if outcome.is_recalled:
+            attributes["recalled"] = "from the evaluation cache"
     if asked is not None and asked.parents:
         attributes["parents"] = " ".join(map(str, asked.parents))
     if asked is not None:

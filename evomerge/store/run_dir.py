@@ -14,9 +14,11 @@ from evomerge.store.stage_list import stage_path
 
 ROOM_BYTES = 64 * 2**20
 
+SEED_GRAM = "seed_gram.npz"  # inner products of seed models, see experiment/seed_gram.py
 _FILES = (
     "experiment.yaml",
     "manifest.json",
+    SEED_GRAM,
     "events.jsonl",
     "front.json",
     "summary.json",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from evomerge.errors import UserError
+from evomerge.store.estimation_events import Completing, Estimated, EstimationFitted
 from evomerge.store.events import (
     Asked,
     Calibrated,
@@ -42,7 +43,7 @@ class CandidateRecord:
 
     @property
     def fitness(self) -> tuple[float, ...] | None:
-        """``(M,)`` maximised, or None when pending, failed or stopped."""
+        """``(M,)`` maximised, or None when pending, failed, stopped or only estimated."""
         return self.outcome.fitness if isinstance(self.outcome, Evaluated) else None
 
     @property
@@ -58,7 +59,11 @@ class RunState:
     Attributes:
         started: the first event, None for an empty log.
         candidates: every asked candidate; position = id.
-        outcomes: the outcome of every finished evaluation by key, in order of completion; candidates and others.
+        outcomes: the outcome of every finished evaluation by key, in order of completion; candidates and others. A
+            candidate that was estimated and completed later is there as complete.
+        estimated: every estimate by candidate, in order of completion, also of those completed later.
+        fits: what estimates were computed from, in order.
+        completions: which estimated candidates were to be completed, in order.
         told: candidate ids of each tell, in order.
         generations: the closed generations, in order.
         sessions: one for the start and one for each resume: Unix seconds of its first and last sign of life.
@@ -76,6 +81,9 @@ class RunState:
     finished: RunFinished | None
     calibrated: Calibrated | None = None
     warm_start: WarmStarted | None = None
+    estimated: dict[int, Estimated] = field(default_factory=dict)
+    fits: tuple[EstimationFitted, ...] = ()
+    completions: tuple[Completing, ...] = ()
 
     @cached_property
     def pending(self) -> tuple[CandidateRecord, ...]:
@@ -166,6 +174,9 @@ class _Builder:
         self.finished: RunFinished | None = None
         self.calibrated: Calibrated | None = None
         self.warm_start: WarmStarted | None = None
+        self.estimated: dict[int, Estimated] = {}
+        self.fits: list[EstimationFitted] = []
+        self.completions: list[Completing] = []
 
     def add(self, event: Event) -> str | None:
         """Take one event; a sentence when it does not fit the ones before."""
@@ -196,6 +207,10 @@ class _Builder:
             self.generations.append(event)
         elif isinstance(event, RunFinished):
             self.finished = event
+        elif isinstance(event, EstimationFitted):
+            self.fits.append(event)
+        elif isinstance(event, Completing):
+            self.completions.append(event)
         else:
             assert isinstance(event, Started)
         return None
@@ -232,10 +247,15 @@ class _Builder:
         if event.candidate is not None:
             if not 0 <= event.candidate < len(self.asked):
                 return f"gives an outcome for candidate {event.candidate}, which was never asked"
-            if event.candidate in self.by_candidate:
+            before = self.by_candidate.get(event.candidate)
+            if before is not None and not (isinstance(before, Estimated) and isinstance(event, Evaluated)):
                 return f"gives a second outcome for candidate {event.candidate}"
             self.by_candidate[event.candidate] = event
-        self.outcomes[event.key] = event
+        if isinstance(event, Estimated):
+            self.estimated[event.candidate] = event
+        # One that is completed comes last: its place is the time when it got a fitness.
+        self.outcomes.pop(event.name if isinstance(event, Evaluated) else event.key, None)
+        self.outcomes[event.name if isinstance(event, Evaluated) else event.key] = event
         self._alive(event.finished)
         return None
 
@@ -264,4 +284,7 @@ class _Builder:
             finished=self.finished,
             calibrated=self.calibrated,
             warm_start=self.warm_start,
+            estimated=self.estimated,
+            fits=tuple(self.fits),
+            completions=tuple(self.completions),
         )

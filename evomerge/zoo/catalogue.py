@@ -11,7 +11,7 @@ from evomerge.errors import UserError, did_you_mean
 from evomerge.files import cache_dir
 
 MANIFEST = "zoo.json"
-Group = Literal["smollm2", "micro", "vision"]
+Group = Literal["smollm2", "micro", "micro-lora", "vision"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class ZooModel:
 
     Attributes:
         name: what stands after ``zoo:`` in an experiment.
-        group: models of one group share their architecture and vocabulary.
+        group: models of one group share their architecture and vocabulary; `micro-lora` holds adapters on `micro`.
         parent: the model it is fine-tuned from; None for a base.
         minutes: core-minutes to build it (not its parent) on the machine of docs/benchmarks.md.
         version: raised when the recipe changes, so that an older build is made again.
@@ -61,9 +61,13 @@ _MODELS = (
     ),
     ZooModel("digits-low", "expert: digits 0 to 4", "vision", "digits-base", 0.1),
     ZooModel("digits-high", "expert: digits 5 to 9", "vision", "digits-base", 0.1),
+    ZooModel("micro-lora-add", "LoRA adapter: sums below 110", "micro-lora", "micro-base", 0.3),
+    ZooModel("micro-lora-let", "LoRA adapter: letters read as digits", "micro-lora", "micro-base", 0.3),
+    ZooModel("micro-lora-rev", "LoRA adapter: strings reversed", "micro-lora", "micro-base", 0.3),
+    ZooModel("micro-lora-noise", "LoRA adapter: random factors, of no use", "micro-lora", "micro-base", 0.1),
 )
 CATALOGUE: dict[str, ZooModel] = {model.name: model for model in _MODELS}
-GROUPS: tuple[Group, ...] = ("smollm2", "micro", "vision")
+GROUPS: tuple[Group, ...] = ("smollm2", "micro", "micro-lora", "vision")
 
 
 def zoo_dir() -> Path:
@@ -89,7 +93,13 @@ def expand(name: str) -> list[ZooModel]:
         UserError: neither a model nor a group.
     """
     if name == "all" or name in GROUPS:
-        return [model for model in _MODELS if name == "all" or (name == model.group and not model.on_demand)]
+        wanted = [
+            part
+            for model in _MODELS
+            if name == "all" or (name == model.group and not model.on_demand)
+            for part in expand(model.name)
+        ]
+        return list(dict.fromkeys(wanted))
     if name not in CATALOGUE:
         raise UserError(f"the zoo cannot build {name!r}. {did_you_mean(name, [*CATALOGUE, *GROUPS, 'all'])}")
     model = CATALOGUE[name]

@@ -60,6 +60,10 @@ def _build(name: str, output_dir: Path) -> dict[str, Any]:
         from evomerge.zoo import vision
 
         return vision.build(name, output_dir, _send_step)
+    if model.group == "micro-lora":
+        from evomerge.zoo import micro_lora
+
+        return micro_lora.build(name, output_dir, _send_step)
     if model.parent is None:
         from evomerge.zoo import smollm2
 

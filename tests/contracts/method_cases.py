@@ -131,7 +131,7 @@ def whole(spec: MethodSpec, count: int) -> dict[str, Any]:
     """Values under which the merge of equal experts, or of one, is that expert."""
     exact: dict[str, Any] = {"coefficient": [1.0 / count] * count, "density": [1.0] * count, "lambda": 1.0}
     exact |= {"t": 1.0, "min_agreement": 1, "iqr_factor": -1e6, "isotropy": 0.0, "eta": 100.0, "common_share": 1.0}
-    exact |= {"keep": 1.0, "seam_weight": 1.0}
+    exact |= {"keep": 1.0, "seam_weight": 1.0, "draw": 0}
     if spec.name in ("consensus", "consensus_ties"):
         exact["lambda"] = 1.0 / count  # they add task vectors up
     if spec.name in ("wudi", "wudi2"):

@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 
 from evomerge.errors import UserError
+from evomerge.evaluation.failures import WorkerBroken
 from evomerge.runtime.executor import Job, WorkerReport
 from evomerge.terms import Evaluation, Failure, FailureKind, Seconds
 
 RAISE, HANG, HANG_ONCE, KILLED, KILLED_ONCE, SCRATCH, ENVIRONMENT, OUT_OF_MEMORY, UNPICKLABLE = range(101, 110)
+BROKEN, BROKEN_ONCE = 110, 111
 
 
 class PlainWorker:
@@ -41,6 +43,8 @@ class PlainWorker:
             time.sleep(600)
         if job.seed == KILLED or (job.seed == KILLED_ONCE and _first_time(job)):
             os.kill(os.getpid(), signal.SIGKILL)
+        if job.seed == BROKEN or (job.seed == BROKEN_ONCE and _first_time(job)):
+            raise WorkerBroken(FailureKind.WORKER_DIED, "the engine beside the worker died")
         if job.seed == OUT_OF_MEMORY:
             return Evaluation(failure=Failure(FailureKind.OUT_OF_MEMORY, "no memory"))
         if job.seed == SCRATCH:

@@ -10,6 +10,8 @@ from typing import Any
 import psutil
 import pytest
 from plain_worker import (
+    BROKEN,
+    BROKEN_ONCE,
     ENVIRONMENT,
     HANG,
     HANG_ONCE,
@@ -56,11 +58,16 @@ Build = Callable[..., Executor]
 
 
 @pytest.fixture(scope="session")
-def build_ray(ray_session: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Build]:
+def flags(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder where faults that happen once leave their mark."""
+    return str(tmp_path_factory.mktemp("flags"))
+
+
+@pytest.fixture(scope="session")
+def build_ray(ray_session: Any, flags: str) -> Iterator[Build]:
     """Builds a Ray executor of plain workers; closes it at the end."""
     from evomerge.runtime.ray_executor import RayExecutor
 
-    flags = str(tmp_path_factory.mktemp("flags"))
     built: list[Executor] = []
 
     def build(plan: ResourcePlan | None = None, deadline: float = DEADLINE, start: str = "") -> Executor:
@@ -154,6 +161,21 @@ def test_a_job_that_loses_its_worker_once_is_done_again(two_workers: Executor, s
     assert outcomes[f"once{seed}"].evaluation.fitness == (2.0 * seed,)
     assert outcomes[f"once{seed}"].attempts == 2
     assert {outcomes[f"c{number}"].attempts for number in range(6)} == {1}
+
+
+def test_a_worker_that_calls_itself_broken_is_replaced(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch, flags: str
+) -> None:
+    monkeypatch.setenv("EVOMERGE_TEST_FLAGS", flags)
+    name = type(executor).__name__
+    outcomes = run_all(executor, [job(BROKEN, f"bad{name}"), job(BROKEN_ONCE, f"broken{name}"), job(1)])
+    failure = outcomes[f"bad{name}"].evaluation.failure
+    assert failure is not None
+    assert (failure.kind, outcomes[f"bad{name}"].attempts) == (FailureKind.WORKER_DIED, 2)
+    assert "the engine beside the worker died" in failure.message
+    assert outcomes[f"broken{name}"].evaluation.fitness == (2.0 * BROKEN_ONCE,)
+    assert outcomes[f"broken{name}"].attempts == 2
+    assert outcomes["c1"].attempts == 1
 
 
 def test_a_worker_killed_from_outside_is_replaced(two_workers: Executor) -> None:

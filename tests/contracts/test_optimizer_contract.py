@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evomerge.errors import InvalidInput
 from evomerge.search.base import Optimizer, Problem, Proposal, Result
 from evomerge.search.catalogue import SPECS, build_optimizer
+from evomerge.search.lineage import Lineage
+from evomerge.search.seed_gram import CellGram
 from evomerge.terms import Gene, GeneKind
 
 REAL = tuple(Gene(f"r{i}", GeneKind.REAL, -1.0, 3.0, 0.5) for i in range(3))
@@ -37,7 +40,14 @@ OWN = {
     "map": {"population_size": 8, "num_design": 10, "surrogate_generations": 5},
     "bayesian_map": {"population_size": 9, "num_design": 15, "surrogate_generations": 5},
     "nested_map": {"population_size": 6, "pair_points": 7, "surrogate_generations": 5},
+    # The first ones are the experts, whatever the seed.
+    "pso": {"population_size": 7},
+    "model_swarms": {"population_size": 7},
+    "evogm": {"population_size": 6, "width": 8, "training_steps": 20, "learning_rate": 0.01, "iterations": 1},
 }
+# Optimizers that merge seeds have no genes; these are three random models of 50 parameters.
+SEEDS = CellGram.of_vectors(np.random.default_rng(0).standard_normal((3, 50)), cell=16)
+NUM_DOCUMENTS = 12
 EXPENSIVE = ("gp",)  # up to a second for each ask
 ROUNDS = 3
 
@@ -51,11 +61,15 @@ def cases() -> list[Any]:
             kinds |= {"mixed": MIXED, "whole": WHOLE, "choices": CHOICES, "list": LIST}
         if name in EXPENSIVE:
             kinds = {"real": REAL[:2]}
+        if spec.merges_seeds:
+            kinds = {"seeds": ()}
         fewest = spec.min_objectives
         found += [pytest.param(name, genes, fewest, id=f"{name}-{kind}") for kind, genes in kinds.items()]
         if spec.multi_objective and name not in EXPENSIVE:
             more = [m for m in (2, 3) if fewest < m <= (spec.max_objectives or m)]
-            found += [pytest.param(name, REAL, m, id=f"{name}-{m}_objectives") for m in more]
+            found += [
+                pytest.param(name, () if spec.merges_seeds else REAL, m, id=f"{name}-{m}_objectives") for m in more
+            ]
     return found
 
 
@@ -78,6 +92,8 @@ def make(
     small = {key: value for key, value in (TINY if name in EXPENSIVE else SMALL).items() if key in known}
     count = SPECS[name].min_objectives if num_objectives is None else num_objectives
     problem = Problem(genes, count, seed, evaluations=10_000, num_constraints=num_constraints)
+    if SPECS[name].merges_seeds:
+        problem = dataclasses.replace(problem, genes=(), seeds=SEEDS)
     return build_optimizer(name, problem, small | OWN.get(name, {}) | settings)
 
 
@@ -85,7 +101,14 @@ def score(proposal: Proposal, num_objectives: int) -> Result:
     """Shifted spheres, rounded so that ties are common, with some failures."""
     failed = proposal.index % 5 == 3
     values = tuple(round(-float(np.sum((proposal.genotype - 0.9 - 0.4 * m) ** 2)), 1) for m in range(num_objectives))
-    return Result(proposal.index, proposal.genotype.copy(), None if failed else values)
+    return told(proposal, None if failed else values)
+
+
+def told(proposal: Proposal, fitness: tuple[float, ...] | None) -> Result:
+    """A result with scores of documents, which most optimizers do not look at."""
+    row = np.random.default_rng([7, proposal.index]).integers(0, 2, NUM_DOCUMENTS).astype(float)
+    scores = None if fitness is None else row
+    return Result(proposal.index, proposal.genotype.copy(), fitness, document_scores=scores)
 
 
 def generation(optimizer: Optimizer) -> list[Result]:
@@ -103,7 +126,13 @@ def run(optimizer: Optimizer) -> np.ndarray:
         results = generation(optimizer)
         asked += [result.genotype for result in results]
         optimizer.tell(results)
-    return np.array(asked)
+    return rows(asked)
+
+
+def rows(genotypes: list[np.ndarray]) -> np.ndarray:
+    """One row for each genotype, zeros behind the shorter ones."""
+    width = max(map(len, genotypes))
+    return np.array([np.pad(genotype, (0, width - len(genotype))) for genotype in genotypes])
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
@@ -119,8 +148,12 @@ def test_asks_are_legal_and_numbered(name: str, genes: tuple[Gene, ...], num_obj
         proposals = [optimizer.ask() for _ in range(optimizer.population_size)]
         assert [p.index for p in proposals] == [round_number * len(proposals) + i for i in range(len(proposals))]
         for proposal in proposals:
-            assert proposal.genotype.shape == (len(genes),)
             assert proposal.genotype.dtype == np.float64
+            if SPECS[name].merges_seeds:
+                lineage = Lineage.from_genotype(proposal.genotype)
+                assert (lineage.num_seeds, lineage.size) == (SEEDS.num_seeds, SEEDS.size)
+                continue
+            assert proposal.genotype.shape == (len(genes),)
             for value, gene in zip(proposal.genotype, genes):
                 high = len(gene.choices) - 1 if gene.kind is GeneKind.CATEGORY else gene.high
                 low = 0 if gene.kind is GeneKind.CATEGORY else gene.low
@@ -135,7 +168,8 @@ def test_the_seed_decides(name: str, genes: tuple[Gene, ...], num_objectives: in
     first = run(make(name, genes, num_objectives, seed=5))
     assert same_bits(first, run(make(name, genes, num_objectives, seed=5)))
     other = generation(make(name, genes, num_objectives, seed=6))
-    assert not same_bits(first[: len(other)], np.array([result.genotype for result in other]))
+    now = generation(make(name, genes, num_objectives, seed=5))
+    assert not same_bits(rows([result.genotype for result in now]), rows([result.genotype for result in other]))
 
 
 @every_case
@@ -199,7 +233,7 @@ def test_results_count_in_ask_order_however_they_are_listed(name: str) -> None:
         for optimizer in (sorted_one, backward_one):
             proposals = [optimizer.ask() for _ in range(optimizer.population_size)]
             m = optimizer.problem.num_objectives
-            results = [Result(p.index, p.genotype, (float(p.index % 4 < 2),) * m) for p in proposals]  # ties
+            results = [told(p, (float(p.index % 4 < 2),) * m) for p in proposals]  # ties
             optimizer.tell(results if optimizer is sorted_one else results[::-1])
     assert same_bits(sorted_one.ask().genotype, backward_one.ask().genotype)
 
@@ -258,7 +292,7 @@ def test_equal_fitness_everywhere_is_survived(name: str) -> None:
     optimizer = make(name)
     for _ in range(4):
         proposals = [optimizer.ask() for _ in range(optimizer.population_size)]
-        optimizer.tell([Result(p.index, p.genotype, (0.25,) * optimizer.problem.num_objectives) for p in proposals])
+        optimizer.tell([told(p, (0.25,) * optimizer.problem.num_objectives) for p in proposals])
     assert np.all(np.isfinite(optimizer.ask().genotype))
 
 
@@ -267,7 +301,7 @@ def steady_state(optimizer: Optimizer, steps: int, workers: int) -> tuple[np.nda
     order = random.Random(3)
     flying: list[Proposal] = []
     arrived: list[Result] = []
-    asked, told = [], []
+    asked, batches = [], []
     for _ in range(steps):
         while len(flying) < workers:
             flying.append(optimizer.ask())
@@ -276,9 +310,9 @@ def steady_state(optimizer: Optimizer, steps: int, workers: int) -> tuple[np.nda
         if len(arrived) >= optimizer.tell_size:
             batch = sorted(arrived[: optimizer.tell_size], key=lambda result: result.index)
             del arrived[: optimizer.tell_size]
-            told.append([result.index for result in batch])
+            batches.append([result.index for result in batch])
             optimizer.tell(batch)
-    return np.array(asked), told
+    return rows(asked), batches
 
 
 @one_case_each
@@ -298,11 +332,13 @@ def test_a_diverged_replay_learns_from_what_was_evaluated(
     rounds = 1 if name in EXPENSIVE else 2
     optimizers = [make(name, genes, num_objectives) for _ in range(2)]
     middle = np.array([round(g.initial) if g.kind is not GeneKind.REAL else g.low + 0.4 * g.width for g in genes])
+    if SPECS[name].merges_seeds:
+        middle = Lineage.of_seed(1, SEEDS.num_seeds, SEEDS.size).genotype()
     for optimizer in optimizers:
         for _ in range(rounds):
             results = [dataclasses.replace(result, genotype=middle.copy()) for result in generation(optimizer)]
             optimizer.tell(results)
-    a, b = (np.array([r.genotype for r in generation(optimizer)]) for optimizer in optimizers)
+    a, b = (rows([r.genotype for r in generation(optimizer)]) for optimizer in optimizers)
     assert same_bits(a, b)
     assert np.all(np.isfinite(a))
 
@@ -326,20 +362,21 @@ CONSTRAINED = [name for name, spec in SPECS.items() if spec.handles_constraints]
 def test_constraints_come_before_fitness(name: str) -> None:
     """The sphere's middle is forbidden; random draws keep the constraints one time in eight. Replay holds too."""
 
-    def told(p: Proposal) -> Result:
+    def constrained(p: Proposal) -> Result:
         m = optimizer.problem.num_objectives
         beyond = float(np.sum(p.genotype - 0.9))
         fitness = score(p, m).fitness
         return Result(p.index, p.genotype, fitness, () if fitness is None else (2.0 + beyond, beyond - 5.0))
 
-    budget = 60 if name in ("tpe", "nsga2", "nsga3") else 120
+    # EvoGM begins anew, with random candidates, every few generations.
+    budget = {"tpe": 60, "nsga2": 60, "nsga3": 60, "evogm": 360}.get(name, 120)
     optimizer, again = (make(name, num_constraints=2) for _ in range(2))
     kept = []
     while optimizer.num_asked < budget:
         proposals = [optimizer.ask() for _ in range(optimizer.population_size)]
         for proposal in proposals:
             assert same_bits(again.ask().genotype, proposal.genotype)
-        results = [told(p) for p in proposals]
+        results = [constrained(p) for p in proposals]
         kept += [max(r.constraints) <= 0 for r in results if r.constraints]
         optimizer.tell(results)
         again.tell(results)
@@ -351,7 +388,9 @@ def test_constraints_come_before_fitness(name: str) -> None:
         optimizer.tell(bad)
 
 
-@pytest.mark.parametrize("name", [name for name in SPECS if name not in ("random", "sobol", "nested_map")])
+@pytest.mark.parametrize(
+    "name", [name for name in SPECS if name not in ("random", "sobol", "nested_map") and not SPECS[name].merges_seeds]
+)
 def test_learns_a_shifted_sphere(name: str) -> None:
     """Maximises: the last candidates are better than the first ones and the best is better than the start."""
     budget = {"gp": 10, "tpe": 60, "map": 40, "bayesian_map": 40}.get(name, 240)
@@ -392,6 +431,30 @@ def test_global_random_states_and_thread_counts_stay(name: str) -> None:
     "name", [name for name, spec in SPECS.items() if any(s.name == "propose_initial" for s in spec.settings)]
 )
 def test_the_initial_values_come_first_when_wanted(name: str) -> None:
-    initial = [2.0, 2.0, 0.0, 1.0, 0.0, 0.3]
-    assert make(name, MIXED).ask().genotype.tolist() == initial
-    assert make(name, MIXED, propose_initial=False).ask().genotype.tolist() != initial
+    genes, initial = MIXED, [2.0, 2.0, 0.0, 1.0, 0.0, 0.3]
+    if not {gene.kind for gene in MIXED} <= SPECS[name].gene_kinds:
+        genes, initial = REAL, [gene.initial for gene in REAL]
+    assert make(name, genes, propose_initial=True).ask().genotype.tolist() == initial
+    assert make(name, genes, propose_initial=False).ask().genotype.tolist() != initial
+
+
+def test_seeds_and_genes_do_not_mix() -> None:
+    with pytest.raises(InvalidInput, match="merges seed models as a whole"):
+        build_optimizer("m2n2", Problem(REAL, 1, 0, seeds=SEEDS))
+    with pytest.raises(InvalidInput, match="searches genes, and merges of merges have none"):
+        build_optimizer("cma_es", Problem((), 1, 0, seeds=SEEDS))
+    with pytest.raises(InvalidInput, match="an archive of 2 cannot hold the 3 seeds"):
+        build_optimizer("m2n2", Problem((), 1, 0, seeds=SEEDS), {"population_size": 2})
+
+
+@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.uses_document_scores])
+def test_document_scores_are_checked(name: str) -> None:
+    optimizer, control = make(name), make(name)
+    results = generation(optimizer)
+    for scores in (None, np.full(NUM_DOCUMENTS, np.nan), np.full(NUM_DOCUMENTS, -1.0), np.zeros(0)):
+        with pytest.raises(ValueError, match="document scores"):
+            optimizer.tell([dataclasses.replace(results[0], document_scores=scores), *results[1:]])
+    optimizer.tell(results)
+    with pytest.raises(ValueError, match=f"expected {NUM_DOCUMENTS} document scores"):
+        optimizer.tell([dataclasses.replace(told(optimizer.ask(), (0.0,)), document_scores=np.zeros(3))])
+    control.tell(generation(control))

@@ -101,6 +101,21 @@ def test_the_same_run_gives_the_same_files(finished: Path) -> None:
     assert len(caught.value.problems) == 2
 
 
+def test_a_run_whose_models_are_gone_has_its_page_without_the_merge(
+    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "moved"
+    shutil.copytree(finished, folder)
+    experiment = yaml.safe_load((folder / "experiment.yaml").read_text())
+    experiment["models"]["base"] = str(tmp_path / "gone")
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(experiment))
+    page = Page(evomerge.report(folder, ["svg"])[0].read_text())
+    assert set(SECTIONS) <= set(page.sections)
+    assert "the models of this run are not on this machine" in page.text
+    assert "8 of 8 candidates" in page.text
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+
+
 def test_a_report_is_kept_fresh_by_a_process_that_ends_with_the_run(finished: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)

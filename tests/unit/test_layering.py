@@ -52,6 +52,7 @@ DOORS = {
     "peft": [],
     "sklearn": ["zoo/vision_lessons.py"],
     "PIL": ["evaluation/image_reading.py"],
+    "vllm": ["runtime/vllm_server.py"],
 }
 
 MAX_LINES = 400

@@ -106,4 +106,4 @@ def test_a_standing_belongs_to_a_candidate_without_a_fitness():
 
 def test_optimizers_that_need_values_do_not_race():
     refusing = {name for name, spec in SPECS.items() if not spec.races_one and not spec.races_many}
-    assert refusing == {"gp", "como_catcma", "map_elites", "cycleqd", "map", "bayesian_map", "nested_map"}
+    assert refusing == {"gp", "como_catcma", "map_elites", "cycleqd", "map", "bayesian_map", "nested_map", "m2n2"}

@@ -68,4 +68,4 @@ def test_expand_puts_parents_first() -> None:
     for model in catalogue.CATALOGUE.values():
         if model.parent:
             assert everything.index(model.parent) < everything.index(model.name)
-            assert catalogue.CATALOGUE[model.parent].group == model.group
+            assert catalogue.CATALOGUE[model.parent].group == model.group.removesuffix("-lora")
