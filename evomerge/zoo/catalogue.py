@@ -47,7 +47,15 @@ _MODELS = (
     ZooModel("micro-add", "expert: sums below 110", "micro", "micro-base", 0.3, version=2),
     ZooModel("micro-let", "expert: letters read as digits", "micro", "micro-base", 0.3, version=2),
     ZooModel("micro-rev", "expert: strings reversed", "micro", "micro-base", 0.3, version=2),
-    ZooModel("micro-count", "expert: sums by counting up, step by step", "micro", "micro-base", 0.4, on_demand=True),
+    ZooModel(
+        "micro-count",
+        "expert: sums by counting up, step by step",
+        "micro",
+        "micro-base",
+        0.8,
+        version=2,
+        on_demand=True,
+    ),
     ZooModel(
         "digits-base", "vision transformer of 60 thousand parameters, ten handwritten digits", "vision", None, 0.1
     ),

@@ -55,7 +55,7 @@ RUNS: dict[str, MicroRun] = {
     "micro-add": MicroRun({"add": 1.0}, 130, 7e-4, 2),
     "micro-let": MicroRun({"let": 1.0}, 80, 7e-4, 3),
     "micro-rev": MicroRun({"rev": 1.0}, 80, 7e-4, 4),
-    "micro-count": MicroRun({"count": 1.0}, 130, 1e-3, 5),
+    "micro-count": MicroRun({"count": 1.0}, 260, 1.5e-3, 5),
 }
 
 

@@ -73,11 +73,8 @@ def test_accuracy_and_length_are_two_objectives(counting_expert: Path, tmp_path:
     assert names == [("micro_add_length/accuracy", True, 1.0), ("micro_add_length/tokens", False, 0.0)]
     assert tuple(started.reference_point) == (0.0, -40.0)
     rows = {row["name"]: row for row in json.loads((tmp_path / "run" / "summary.json").read_text())["rows"]}
-    length = {
-        name: rows[name]["held_out"]["scores"]["micro_add_length/tokens"]
-        for name in ("expert counting", "expert quick")
-    }
-    assert length["expert counting"] > 2 * length["expert quick"] > 0
+    length = {name: rows[name]["held_out"]["scores"]["micro_add_length/tokens"] for name in ("expert counting", "base")}
+    assert length["expert counting"] > 2 * length["base"] > 0
 
 
 MODULE = """
