@@ -3,8 +3,8 @@
 python scripts/bench_bfloat16.py [--model zoo:smollm2-135m] [--documents 170] [--cases choice choice_5shot ...]
 
 One row a case: questions; for each pair of ways the questions with the same best choice, and the mean and largest
-distance of log-likelihoods. "rows 1" is lm-eval's own loop with batch size 1 beside its 32: what bfloat16 leaves open by
-itself. The best of equal choices is the first, as lm-eval takes it.
+distance of log-likelihoods. "rows 1" is lm-eval's own loop with batch size 1 beside its 32: what bfloat16 leaves open
+by itself. The best of equal choices is the first, as lm-eval takes it.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ from evomerge.reports.plain_figure import draw, quiet
 
 SETTINGS = Path(__file__).with_suffix(".yaml")
 POINTS = 100  # of a course, beside the steps of the published table
-# Authors' code: stage, method, passes -> mean and standard deviation of test accuracy in percent. Pre-trained: their own
-# loop, 5 runs; scratch: their functions compiled, 20 runs (scripts/peers/natural_niches.py).
+# Authors' code: stage, method, passes -> mean and standard deviation of test accuracy in percent. Pre-trained: their
+# own loop, 5 runs; scratch: their functions compiled, 20 runs (scripts/peers/natural_niches.py).
 PUBLISHED = {
     ("pre_trained", "m2n2"): {500: (67.56, 1.62), 1000: (68.06, 1.15)},
     ("pre_trained", "no_matchmaker"): {1000: (67.56, 1.47)},
