@@ -369,7 +369,7 @@ def test_constraints_come_before_fitness(name: str) -> None:
         return Result(p.index, p.genotype, fitness, () if fitness is None else (2.0 + beyond, beyond - 5.0))
 
     # EvoGM begins anew, with random candidates, every few generations.
-    budget = {"tpe": 60, "nsga2": 60, "nsga3": 60, "evogm": 360}.get(name, 120)
+    budget = {"tpe": 60, "nsga2": 60, "nsga3": 60, "evogm": 600}.get(name, 120)
     optimizer, again = (make(name, num_constraints=2) for _ in range(2))
     kept = []
     while optimizer.num_asked < budget:
