@@ -52,7 +52,7 @@ _MODELS = (
         "expert: sums by counting up, step by step",
         "micro",
         "micro-base",
-        0.8,
+        1.4,
         version=2,
         on_demand=True,
     ),
